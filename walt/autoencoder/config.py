@@ -1,0 +1,80 @@
+"""Hyper-parameters of the causal video autoencoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from walt.config import ConfigError
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Shape of the first stage (W.A.L.T section 3.1; MAGVIT-v2 appendix). The defaults are the published video model.
+
+    `strides[i]` is the (time, space) reduction between level i and level i + 1; a `patchify` stem reduces space before level 0 by folding pixel
+    blocks into channels, which makes high-resolution and CPU runs several times cheaper. `temporal_kernels[i]` is the temporal extent of the
+    residual blocks of level i (1 makes a level purely spatial); the stem and the head use that of level 0, the middle blocks that of the last level.
+    """
+
+    latent_channels: int = 8
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    res_blocks: int = 4
+    mid_blocks: int = 4
+    strides: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (2, 2))
+    temporal_kernels: tuple[int, ...] = (3, 3, 3, 3)
+    down_kernel: int = 3
+    patchify: int = 1
+    groups: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        levels = len(self.channel_multipliers)
+        if len(self.strides) != levels - 1:
+            raise ConfigError(f"autoencoder.strides has {len(self.strides)} entries; {levels} levels need {levels - 1}")
+        if len(self.temporal_kernels) != levels:
+            raise ConfigError(f"autoencoder.temporal_kernels has {len(self.temporal_kernels)} entries; it needs one per level, {levels}")
+        for width in self.widths:
+            if width % self.groups:
+                raise ConfigError(f"autoencoder.groups={self.groups} does not divide a level's width of {width} channels")
+        if self.patchify not in (1, 2, 4):
+            raise ConfigError(f"autoencoder.patchify={self.patchify}; it must be 1, 2 or 4")
+        for stride in self.strides:
+            if len(stride) != 2 or min(stride) < 1:
+                raise ConfigError(f"autoencoder.strides holds {stride}; each entry is a pair (time, space) of positive integers")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.base_channels * m for m in self.channel_multipliers)
+
+    @property
+    def time_factor(self) -> int:
+        """Pixel frames per latent frame, the first frame aside."""
+        return math.prod(time for time, _ in self.strides)
+
+    @property
+    def space_factor(self) -> int:
+        """Pixels per latent position along a side."""
+        return self.patchify * math.prod(space for _, space in self.strides)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of the latents of a clip; raises `ValueError` on sizes the encoder does not take."""
+        if frames < 1 or (frames - 1) % self.time_factor:
+            below = max(frames - 1, 0) // self.time_factor * self.time_factor + 1
+            raise ValueError(
+                f"a clip of {frames} frames does not fit: the encoder takes 1 + {self.time_factor}k frames, so {below} or {below + self.time_factor}"
+            )
+        for name, side in (("height", height), ("width", width)):
+            if side < 1 or side % self.space_factor:
+                raise ValueError(f"a {name} of {side} does not fit: the encoder takes multiples of {self.space_factor}")
+        return 1 + (frames - 1) // self.time_factor, height // self.space_factor, width // self.space_factor, self.latent_channels
+
+
+@dataclass(frozen=True)
+class ReconstructionLossConfig:
+    """Weights of the stage-1 losses (MAGVIT-v2; all on pixels in [0, 1])."""
+
+    mse_weight: float = 5.0
