@@ -1,0 +1,1 @@
+"""Recipes turn a source of footage into a record folder (see `walt.data.records`), one module per source."""
