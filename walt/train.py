@@ -1,0 +1,49 @@
+"""Train an autoencoder (stage 1) or a diffusion transformer (stage 2).
+
+    walt train --config=autoencoder/atari --workdir=runs/autoencoder
+    walt train --config=t2v/atari:mini --workdir=runs/t2v --config.training.num_steps=100
+
+`--config` is a shipped name or a path to a config file (Python code: use only those you trust), with an optional
+`:variant`; `--config.a.b=value` replaces one value. A workdir that already holds a checkpoint is continued.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import walt.config
+from walt import command
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of `walt train`."""
+
+    config: str = command.flag("Shipped config name or path of a config file, with an optional :variant.")
+    workdir: str = command.flag("Folder for checkpoints and metrics; continued if it holds a checkpoint.")
+    profile: str | None = command.flag("START:STOP, steps between which a jax profiler trace is written.", default=None)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains what the config describes; `argv` is [program, --flag=value, ...]."""
+    rest, overrides = command.split_overrides(argv)
+    arguments = command.parse(Arguments, rest)
+    profile = parse_profile(arguments.profile) if arguments.profile else None
+    config = walt.config.apply_overrides(walt.config.load(arguments.config), overrides)
+
+    from walt import experiment  # imports jax: `walt train --help` and flag errors need not wait for it
+
+    experiment.train(config, arguments.workdir, profile=profile)
+
+
+def parse_profile(text: str) -> tuple[int, int]:
+    """`"10:20"` as (10, 20), the steps at which a trace starts and stops."""
+    start, _, stop = text.partition(":")
+    if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise command.CommandError(f"--profile must be START:STOP with START < STOP, such as 10:20, got {text!r}")
+    return int(start), int(stop)
+
+
+if __name__ == "__main__":
+    command.run(main)
