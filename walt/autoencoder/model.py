@@ -105,8 +105,7 @@ class DecoderLevel(nnx.Module):
         self.stride = stride
         if stride is not None:
             time, space = stride
-            kernel = (3 if config.time_factor > 1 else 1, 3, 3)
-            self.up = CausalConv(width, width * time * space * space, kernel, dtype=jnp.dtype(config.dtype), rngs=rngs)
+            self.up = CausalConv(width, width * time * space * space, (temporal_kernel, 3, 3), dtype=jnp.dtype(config.dtype), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t h w c"], latents: Float[Array, "b f i j l"]) -> Float[Array, "b T H W d"]:
         x = self.norm(x, latents)

@@ -1,0 +1,23 @@
+"""Stage-1 losses. They see pixels in [0, 1]; the one conversion from the model's [-1, 1] is `to_unit`."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from walt.autoencoder.config import ReconstructionLossConfig
+
+
+def to_unit(video: Float[Array, "..."]) -> Float[Array, "..."]:
+    """[-1, 1] to [0, 1]."""
+    return (video + 1.0) * 0.5
+
+
+def reconstruction_loss(
+    config: ReconstructionLossConfig, reconstruction: Float[Array, "b t h w 3"], video: Float[Array, "b t h w 3"]
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """(loss, metrics) of reconstructions in [-1, 1]; the loss is the mean over rows, `psnr` the mean over rows of each clip's PSNR in dB."""
+    squared_error = jnp.square(to_unit(reconstruction) - to_unit(video)).mean(axis=(1, 2, 3, 4))
+    mse = squared_error.mean()
+    loss = config.mse_weight * mse
+    return loss, {"loss": loss, "mse": mse, "psnr": (-10.0 * jnp.log10(squared_error + 1e-10)).mean()}
