@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, *rest = arguments
     if name not in available():
         close = difflib.get_close_matches(name, available(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         sys.exit(f"walt: there is no command {name!r}{hint} Commands: {', '.join(available())}.")
     command.run(importlib.import_module(f"walt.{name}").main, [f"walt {name}", *rest])
 

@@ -1,0 +1,74 @@
+"""What every test shares: CPU devices, a compilation cache, hypothesis settings, `--update-golden` and `--resume`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+
+# Set before anything imports jax, and through the environment so that subprocesses of tests have the same.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+# The first example often waits for a compilation, so time limits would measure the machine. The examples are the same
+# in every run: a failure seen once can be seen again.
+settings.register_profile("walt", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("walt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.txt from the current configs")
+    parser.addoption("--resume", action="store_true", help="skip tests that have passed since the last change of code")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--resume"):
+        config.pluginmanager.register(Resume(CACHE / "passed" / _code_checksum()))
+
+
+class Resume:
+    """Writes the id of every test that passes to a file, and deselects those that are in it already."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        passed = set(self.file.read_text().splitlines()) if self.file.exists() else set()
+        done = [item for item in items if item.nodeid in passed]
+        items[:] = [item for item in items if item.nodeid not in passed]
+        config.hook.pytest_deselected(items=done)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as file:
+                file.write(f"{report.nodeid}\n")
+
+
+def _code_checksum() -> str:
+    digest = hashlib.sha256()
+    for file in _code_files():
+        digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _code_files() -> Iterator[Path]:
+    yield ROOT / "setup.py"
+    for folder in ("walt", "configs", "launch", "tests"):
+        yield from sorted(file for file in (ROOT / folder).rglob("*") if file.is_file() and file.suffix != ".pyc")
+
+
+@pytest.fixture
+def root() -> Path:
+    """The project's folder."""
+    return ROOT
