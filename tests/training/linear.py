@@ -1,0 +1,105 @@
+"""Linear regression as a Task, with noise per row, something in `extra`, and two groups if asked: small enough to train hundreds of steps in a second.
+
+Run as a program it trains in the given work directory: `python linear.py WORKDIR '{"num_steps": 20}'`.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from walt.config import to_config_dict
+from walt.training.config import OptimizerConfig, TrainingConfig
+from walt.training.loop import train
+from walt.training.task import RowCost
+
+FEATURES, OUTPUTS = 8, 16
+
+
+@dataclass(frozen=True)
+class LinearTask:
+    groups: tuple[str, ...] = ("model",)
+    noise: float = 0.1
+    bad_gradients_at: tuple[int, ...] = ()
+    bad_loss_at: int | None = None
+
+    def init(self, key):
+        def group(key):
+            kernel = 0.1 * jax.random.normal(key, (FEATURES, OUTPUTS))
+            return {"linear": {"kernel": kernel, "bias": jnp.zeros((OUTPUTS,))}}
+
+        params = {name: group(jax.random.fold_in(key, i)) for i, name in enumerate(self.groups)}
+        return params, {"mean_loss": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
+
+    def loss(self, params, batch, key):
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
+        noise = jax.vmap(lambda k: jax.random.normal(k, (OUTPUTS,)))(keys)
+        total = 0.0
+        for group in params.values():
+            predicted = batch["x"] @ group["linear"]["kernel"] + group["linear"]["bias"]
+            total += jnp.mean((predicted - batch["y"] + self.noise * noise) ** 2)
+        return total
+
+    def gradients(self, state, batch, key):
+        loss, grads = jax.value_and_grad(self.loss)(state.params, batch, key)
+        if self.bad_gradients_at:
+            bad, last = jnp.isin(state.step, jnp.array(self.bad_gradients_at)), self.groups[-1]
+            grads[last] = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads[last])
+        if self.bad_loss_at is not None:
+            loss = jnp.where(state.step == self.bad_loss_at, jnp.nan, loss)
+        extra = {"mean_loss": 0.9 * state.extra["mean_loss"] + 0.1 * loss, "count": state.extra["count"] + 1}
+        return grads, extra, {"loss": loss}
+
+    def eval_step(self, params, extra, batch, key):
+        return {"loss": self.loss(params, batch, key)}
+
+    def batch_spec(self):
+        return {
+            "x": jax.ShapeDtypeStruct((FEATURES,), jnp.float32),
+            "y": jax.ShapeDtypeStruct((OUTPUTS,), jnp.float32),
+            "row": jax.ShapeDtypeStruct((), jnp.int32),
+        }
+
+    def row_cost(self):
+        return RowCost(tokens=1, flops=6.0 * FEATURES * OUTPUTS)
+
+
+@dataclass
+class LinearLoader:
+    """Batches that are a pure function of the step; remembers which steps were asked for."""
+
+    batch_size: int = 16
+    seconds: float = 0.0
+    asked: list[int] = field(default_factory=list)
+
+    def batches(self, start_step=0):
+        truth = np.random.default_rng(0).normal(size=(FEATURES, OUTPUTS)).astype(np.float32)
+        step = start_step
+        while True:
+            time.sleep(self.seconds)
+            self.asked.append(step)
+            x = np.random.default_rng((1, step)).normal(size=(self.batch_size, FEATURES)).astype(np.float32)
+            yield {"x": x, "y": x @ truth, "row": np.arange(self.batch_size, dtype=np.int32)}
+            step += 1
+
+
+def make_config(**changes):
+    optimizer = OptimizerConfig(**({"learning_rate": 0.05, "warmup_steps": 2} | changes.pop("optimizer", {})))
+    defaults = dict(num_steps=20, log_every=4, checkpoint_every=10, ema_decay=0.9, optimizer=optimizer)
+    return TrainingConfig(**(defaults | changes))
+
+
+def run(workdir, config=None, task=None, loader=None, **arguments):
+    config = config or make_config()
+    arguments.setdefault("resolved_config", to_config_dict(config))
+    return train(task or LinearTask(), loader or LinearLoader(), config, workdir, **arguments)
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[2])
+    seconds = settings.pop("seconds_per_batch", 0.0)
+    run(sys.argv[1], make_config(**settings), loader=LinearLoader(seconds=seconds))

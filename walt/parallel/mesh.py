@@ -1,0 +1,89 @@
+"""The device mesh, and batches placed on it.
+
+Axes are `AxisType.Auto`: we say where inputs, parameters and outputs lie, and the compiler chooses the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from walt.config import ConfigError
+from walt.parallel.config import MeshConfig
+
+BATCH_AXES = ("slice", "data", "fsdp")
+"""The mesh axes over which the rows of a batch are divided."""
+
+
+def initialize() -> None:
+    """Join the other hosts of this job; on a single machine does nothing.
+
+    A job spans hosts when `JAX_COORDINATOR_ADDRESS` is set (with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`), or on a TPU
+    slice of more than one host. Call it before anything asks for devices.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        jax.distributed.initialize(
+            coordinator_address=address,
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+            process_id=int(os.environ["JAX_PROCESS_ID"]),
+        )
+    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        jax.distributed.initialize()
+    if jax.process_count() > 1:
+        logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config` over `devices` (default: all of them); `ConfigError` if the axes do not multiply to their
+    number.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = config.resolve(len(devices))
+    names, shape = tuple(sizes), tuple(sizes.values())
+    types = (AxisType.Auto,) * len(names)
+    if sizes["slice"] > 1 and hasattr(devices[0], "slice_index"):
+        within, across = (1, *shape[1:]), (sizes["slice"],) + (1,) * (len(shape) - 1)
+        return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), names, axis_types=types)
+    return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows (the first dimension) divided over `BATCH_AXES`, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are divided."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+    """Global arrays from the rows of this process; returns at once, the transfer goes on in the background.
+
+    With one process the rows are the whole batch. `ConfigError` if they do not divide evenly over the devices.
+    """
+    sharding = batch_sharding(mesh)
+    shards, processes = batch_shards(mesh), jax.process_count()
+    for name, rows in batch.items():
+        if len(rows) * processes % shards:
+            raise ConfigError(
+                f"batch entry {name!r} has {len(rows) * processes} rows, which do not divide over {shards} devices: "
+                f"make the batch size a multiple of {shards}"
+            )
+    if processes == 1:
+        return {name: jax.device_put(rows, sharding) for name, rows in batch.items()}
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -1,0 +1,192 @@
+"""Checkpoints: the whole state, the metrics clock and the resolved config, in `workdir/checkpoints/<step>/`.
+
+The position in the data needs no entry of its own: it is the step. Saving goes on in the background while training
+does; a save that fails, fails the run. A checkpoint counts once it is whole; what an interrupted save left behind is
+ignored, with a line that says so. The config is JSON, arrays are Orbax's: nothing here is code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from walt.config import ConfigError, diff, from_json, to_json
+from walt.training.state import TrainState
+from walt.training.task import Tree
+
+FOLDER = "checkpoints"
+ITEMS = ("weights", "training", "config", "clock")
+_COMMITTED = "commit_success.txt"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message names it."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The state of the metrics: `seconds` trained so far, and the sums since the last line of the log, so that a
+    resumed run writes the same lines.
+    """
+
+    seconds: float = 0.0
+    window: dict[str, float] = field(default_factory=dict)
+    window_steps: int = 0
+    skipped_in_a_row: int = 0
+    finished: bool = False
+
+
+class Checkpoints:
+    """The checkpoints of one work directory, for one training run. Use as a context manager: leaving it waits for the
+    last save.
+    """
+
+    def __init__(self, workdir: epath.PathLike, keep: int):
+        self.directory = epath.Path(workdir).resolve() / FOLDER
+        self.latest = latest_step(workdir)
+        policy = ocp.checkpoint_managers.preservation_policy.LatestN(keep)
+        self._manager = ocp.CheckpointManager(
+            self.directory, item_names=ITEMS, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, step: int, clock: Clock, config: ConfigDict, *, wait: bool = False) -> None:
+        """Save in the background (or before returning, with `wait`); raises what an earlier save in the background ran
+        into.
+        """
+        self.check()
+        arguments = ocp.args.Composite(
+            weights=ocp.args.StandardSave({"params": state.params, "ema": state.ema, "extra": state.extra}),
+            training=ocp.args.StandardSave({"step": state.step, "opt": state.opt, "key": state.key}),
+            config=ocp.args.JsonSave(json.loads(to_json(config))),
+            clock=ocp.args.JsonSave(vars(clock)),
+        )
+        try:
+            saved = self._manager.save(step, args=arguments, force=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"checkpoint {self.directory / str(step)} cannot be written: {error}") from error
+        if not saved:
+            raise CheckpointError(f"checkpoint {self.directory / str(step)} was not written: a later one exists")
+        self.latest = step
+        if wait:
+            self.wait()
+
+    def check(self) -> None:
+        """Raise the error of a save that failed in the background."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:  # whatever the background thread met
+            raise CheckpointError(f"a checkpoint in {self.directory} could not be written: {error}") from error
+
+    def wait(self) -> None:
+        """Until everything is on disk."""
+        self._manager.wait_until_finished()
+        self.check()
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, Clock]:
+        """The latest state, placed on the devices that `abstract` names: any mesh, not only that of the run which saved
+        it.
+        """
+        assert self.latest is not None
+        weights = {"params": abstract.params, "ema": abstract.ema, "extra": abstract.extra}
+        training = {"step": abstract.step, "opt": abstract.opt, "key": abstract.key}
+        arguments = ocp.args.Composite(
+            weights=ocp.args.StandardRestore(weights),
+            training=ocp.args.StandardRestore(training),
+            clock=ocp.args.JsonRestore(),
+        )
+        restored = _restore(self._manager, self.latest, arguments)
+        clock = Clock(**restored["clock"])
+        return TrainState(**restored["weights"], **restored["training"]), clock
+
+
+def latest_step(workdir: epath.PathLike) -> int | None:
+    """The step of the latest whole checkpoint, or None; says which half-written ones it ignores."""
+    directory = epath.Path(workdir) / FOLDER
+    if not directory.is_dir():
+        return None
+    whole = []
+    for entry in directory.iterdir():
+        if entry.name.isdigit() and _is_whole(entry):
+            whole.append(int(entry.name))
+        elif entry.is_dir():
+            logging.warning("ignoring half-written checkpoint %s", entry)
+    return max(whole, default=None)
+
+
+def stored_config(workdir: epath.PathLike, step: int | None = None) -> ConfigDict:
+    """The resolved config in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
+    path = epath.Path(workdir) / FOLDER / str(_chosen(workdir, step)) / "config" / "metadata"
+    return from_json(path.read_text())
+
+
+def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: tuple[str, ...]) -> None:
+    """Refuse (`ConfigError` with the differences) to resume with another value under `model_keys`; log other
+    differences.
+
+    `model_keys` are dotted prefixes of the config, such as "transformer": whatever decides what the parameters mean.
+    """
+    changed = diff(stored_config(workdir), from_json(to_json(config)))
+    fatal = [line for line in changed if any(f"{line.split(':')[0]}.".startswith(f"{key}.") for key in model_keys)]
+    if fatal:
+        raise ConfigError(
+            f"{workdir} holds a run of another config, so it was left as it is; choose another workdir, or undo:\n  "
+            + "\n  ".join(fatal)
+        )
+    for line in changed:
+        logging.warning("resuming with a changed config: %s", line)
+
+
+def restore_parts(
+    workdir: epath.PathLike, step: int | None = None
+) -> tuple[dict[str, Tree], dict[str, Tree], Tree, ConfigDict, int]:
+    """(params, ema, extra, config, step) as trees of numpy arrays, from the latest (or the given) checkpoint.
+
+    Needs neither the task nor the optimiser nor the devices of the run. `CheckpointError` if there is no such
+    checkpoint or it cannot be read.
+    """
+    step = _chosen(workdir, step)
+    directory = epath.Path(workdir).resolve() / FOLDER
+    with ocp.CheckpointManager(
+        directory, item_names=ITEMS, options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
+        metadata = manager.item_metadata(step)["weights"]
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+        arguments = ocp.args.Composite(weights=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        weights = _restore(manager, step, arguments)["weights"]
+    return weights["params"], weights["ema"], weights["extra"], stored_config(workdir, step), step
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, arguments: Any) -> Any:
+    try:
+        return manager.restore(step, args=arguments)
+    except Exception as error:  # a damaged file shows as almost any type; never as a silent fresh start
+        raise CheckpointError(
+            f"checkpoint {manager.directory / str(step)} cannot be read: {error}\nRemove that folder to go back to the one before it."
+        ) from error
+
+
+def _chosen(workdir: epath.PathLike, step: int | None) -> int:
+    latest = latest_step(workdir)
+    if latest is None:
+        raise CheckpointError(f"{workdir} holds no checkpoint (looked in {epath.Path(workdir) / FOLDER})")
+    if step is not None and not _is_whole(epath.Path(workdir) / FOLDER / str(step)):
+        raise CheckpointError(f"{workdir} holds no checkpoint of step {step}; its latest is {latest}")
+    return latest if step is None else step
+
+
+def _is_whole(path: epath.Path) -> bool:
+    return all((path / item / _COMMITTED).exists() for item in ITEMS) and (path / _COMMITTED).exists()

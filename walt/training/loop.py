@@ -1,0 +1,179 @@
+"""The training loop. Both stages, and everything later, train through it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from walt.config import ConfigError
+from walt.parallel.mesh import batch_shards, make_mesh, put_batch
+from walt.parallel.rules import ParameterAxes
+from walt.training.checkpoint import Checkpoints, Clock, check_config, latest_step
+from walt.training.config import TrainingConfig
+from walt.training.meter import Meter, NonFiniteError
+from walt.training.metrics import MetricLog, read_metrics
+from walt.training.profile import Profiler
+from walt.training.signals import Interrupted, StopSignal
+from walt.training.state import TrainState, abstract_state, create_state
+from walt.training.step import make_train_step
+from walt.training.task import Batch, Evaluator, Loader, Task, Tree
+
+__all__ = ["Interrupted", "NonFiniteError", "TrainState", "TrainingConfig", "train"]
+
+
+def train(
+    task: Task,
+    loader: Loader,
+    config: TrainingConfig,
+    workdir: epath.PathLike,
+    *,
+    resolved_config: ConfigDict,
+    model_keys: Sequence[str] = (),
+    evaluators: Sequence[Evaluator] = (),
+    initial_params: Mapping[str, Tree] | None = None,
+    initial_extra: Tree | None = None,
+    on_finish: Callable[[TrainState], TrainState] | None = None,
+    axes: ParameterAxes = (),
+    profile: str | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> TrainState:
+    """Train `task` to step `config.num_steps` and return the final state; goes on from the latest checkpoint in
+    `workdir` if there is one.
+
+    Args:
+        resolved_config: the whole experiment, stored with every checkpoint.
+        model_keys: dotted prefixes of `resolved_config` that may not change between a run and its resumption
+            (`ConfigError` with the differences).
+        initial_params, initial_extra: start from these values; unused when resuming.
+        on_finish: applied once to the last state, before it is saved.
+        axes: where parameters lie on the mesh, see `walt.parallel.rules`.
+        profile: "START:STOP", steps to trace.
+        devices: those to train on; all of them by default.
+
+    A run that has finished returns its state at once. Raises `NonFiniteError` naming the step, `CheckpointError`,
+    `ConfigError`; `Interrupted` (a `SystemExit`) after Ctrl-C, with everything saved.
+    """
+    profiler = Profiler(workdir, profile)
+    mesh = make_mesh(config.mesh, devices)
+    _check_workdir(workdir, config, resolved_config, tuple(model_keys))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
+        if checkpoints.latest is None:
+            state, clock = create_state(task, config, mesh, axes, initial_params, initial_extra), Clock()
+        else:
+            state, clock = checkpoints.restore(abstract_state(task, config, mesh, axes))
+        step = int(state.step)
+        log = stack.enter_context(contextlib.closing(MetricLog(workdir, step)))
+        if clock.finished and step == config.num_steps:
+            _evaluate(evaluators, state, step, config, log)
+            tqdm.write(f"{workdir} has finished its {step} steps; nothing to do")
+            return state
+        stop = stack.enter_context(StopSignal())
+        stack.enter_context(contextlib.closing(profiler))
+        meter = stack.enter_context(contextlib.closing(Meter(log, clock, step, config, task.row_cost())))
+
+        batches, run = loader.batches(step), None
+        while True:
+            # `state` is the result of `step` updates. It is saved before it is evaluated, and both before more data is
+            # drawn: whatever happens next, the checkpoint at `step` and the batches from `step` on give the same run.
+            last = step == config.num_steps
+            stopping = _stopping(stop, step, config)
+            with meter.paused():
+                if last or stopping or step % config.checkpoint_every == 0:
+                    meter.flush()
+                    state = on_finish(state) if last and on_finish else state
+                    _save(
+                        checkpoints,
+                        state,
+                        step,
+                        meter.clock(finished=last),
+                        resolved_config,
+                        wait=last or stopping or step == 0,
+                    )
+                _evaluate(evaluators, state, step, config, log)
+            if last:
+                return state
+            if stopping:
+                tqdm.write(f"stopped at step {step}, which is saved; the same command goes on from here")
+                raise Interrupted(stop.received or 15)
+
+            rows = next(batches)
+            if run is None:
+                _check_batch(rows, task, config, mesh)
+                with meter.paused():
+                    run = make_train_step(task, config, mesh, axes).lower(state, put_batch(rows, mesh)).compile()
+            profiler.at(step)
+            state, metrics = run(state, put_batch(rows, mesh))
+            step += 1
+            meter.add(step, len(next(iter(rows.values()))) * jax.process_count(), metrics)
+
+
+def _check_workdir(
+    workdir: epath.PathLike, config: TrainingConfig, resolved_config: ConfigDict, model_keys: tuple[str, ...]
+) -> None:
+    """Refuse a work directory that holds something else, before anything in it is touched."""
+    step = latest_step(workdir)
+    if step is not None:
+        check_config(workdir, resolved_config, model_keys)
+        if step > config.num_steps:
+            raise ConfigError(
+                f"{workdir} is at step {step} already, but num_steps is {config.num_steps}; raise it or choose another workdir"
+            )
+        tqdm.write(f"resuming {workdir} from step {step}")
+    elif read_metrics(workdir):
+        raise ConfigError(
+            f"{workdir} holds metrics of a run but no whole checkpoint to resume from; move it away or choose another workdir"
+        )
+
+
+def _save(
+    checkpoints: Checkpoints, state: TrainState, step: int, clock: Clock, config: ConfigDict, *, wait: bool
+) -> None:
+    if checkpoints.latest != step or clock.finished:
+        checkpoints.save(state, step, clock, config, wait=wait)
+
+
+def _evaluate(
+    evaluators: Sequence[Evaluator], state: TrainState, step: int, config: TrainingConfig, log: MetricLog
+) -> None:
+    """Run the evaluators that are due at `step`, except those whose metrics an earlier start has logged already."""
+    for evaluator in evaluators:
+        due = step > 0 and (step % evaluator.every == 0 or step == config.num_steps)
+        if due and not log.has(step, f"{evaluator.name}/"):
+            log.write(step, {f"{evaluator.name}/{name}": value for name, value in evaluator(state, step).items()})
+
+
+def _stopping(stop: StopSignal, step: int, config: TrainingConfig) -> bool:
+    # Several hosts have to agree, which costs a collective: ask at log steps only.
+    processes = jax.process_count()
+    return (processes == 1 or step % config.log_every == 0) and stop.agreed(processes)
+
+
+def _check_batch(rows: Batch, task: Task, config: TrainingConfig, mesh: Mesh) -> None:
+    """`ConfigError` naming the batch entry that the task cannot use, or the batch size that does not divide."""
+    for name, spec in task.batch_spec().items():
+        if name not in rows:
+            raise ConfigError(
+                f"the loader's batches have no entry {name!r}, which the task needs; they have {', '.join(sorted(rows))}"
+            )
+        found = np.asarray(rows[name])
+        if found.shape[1:] != spec.shape or found.dtype != spec.dtype:
+            raise ConfigError(
+                f"batch entry {name!r} has rows of shape {found.shape[1:]} and dtype {found.dtype}; the task expects {spec.shape} and {spec.dtype}"
+            )
+    size, parts = len(next(iter(rows.values()))) * jax.process_count(), config.accumulation * batch_shards(mesh)
+    if size % parts:
+        raise ConfigError(
+            f"a batch of {size} rows does not divide into accumulation={config.accumulation} parts on {batch_shards(mesh)} devices: "
+            f"make the batch size a multiple of {parts}"
+        )
+    logging.info("training on %d devices, batches of %d rows", mesh.size, size)

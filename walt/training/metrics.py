@@ -1,0 +1,93 @@
+"""Where metrics go: `workdir/metrics.jsonl` (one JSON object per line) and TensorBoard event files in
+`workdir/tensorboard`.
+
+Every line has "step" and "time" (seconds since 1970). Non-finite numbers are written as null, which JSON has. In a job
+of several hosts only the first one writes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+FILE = "metrics.jsonl"
+
+
+class MetricLog:
+    """Appends to the log of a work directory from `step` on; lines of later steps, which a resumed run writes again,
+    are removed first.
+    """
+
+    def __init__(self, workdir: epath.PathLike, step: int):
+        self._path = epath.Path(workdir) / FILE
+        self._writes = jax.process_index() == 0
+        self._seen: set[tuple[int, str]] = set()
+        if not self._writes:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_metrics(workdir) if record["step"] <= step]
+        self._seen = {(record["step"], name) for record in kept for name in record}
+        # Written beside and moved into place: an interrupted start loses nothing.
+        fresh = self._path.with_name(FILE + ".tmp")
+        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        fresh.replace(self._path)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether a metric whose name starts with `prefix` is logged for that step."""
+        return any(at == step and name.startswith(prefix) for at, name in self._seen)
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Log floats, and uint8 arrays [N,T,H,W,3] as videos (TensorBoard only)."""
+        if not self._writes:
+            return
+        videos = {name: value for name, value in metrics.items() if np.ndim(value) == 5}
+        scalars = {name: float(value) for name, value in metrics.items() if name not in videos}
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        for name, value in videos.items():
+            self._board.file_writer.add_summary(video_summary(name, value), step)
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
+        self._file.flush()
+        self._board.flush()
+        self._seen |= {(step, name) for name in metrics}
+
+    def close(self) -> None:
+        if self._writes:
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """All lines of the log; a last line that an interruption cut short is left out."""
+    path = epath.Path(workdir) / FILE
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def video_summary(name: str, videos: UInt8[np.ndarray, "n t h w 3"], fps: float = 8.0) -> Summary:
+    """The videos side by side as one animated GIF in an image summary, which TensorBoard plays."""
+    rows = max(1, round(math.sqrt(len(videos))))
+    columns = -(-len(videos) // rows)
+    blank = np.zeros((rows * columns - len(videos), *videos.shape[1:]), np.uint8)
+    tiled = np.concatenate([videos, blank]).reshape(rows, columns, *videos.shape[1:])
+    frames = np.concatenate(np.concatenate(tiled, axis=2), axis=2)  # [r,c,T,H,W,3] -> [c,T,rH,W,3] -> [T,rH,cW,3]
+    images = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(buffer, "gif", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    height, width = frames.shape[1:3]
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
+    return Summary(value=[Summary.Value(tag=name, image=image)])

@@ -1,0 +1,128 @@
+"""Everything a training run carries from one step to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from walt.config import ConfigError
+from walt.parallel.mesh import replicated
+from walt.parallel.rules import ParameterAxes, parameter_shardings, path_name
+from walt.training.config import TrainingConfig
+from walt.training.optimizer import make_optimizer
+from walt.training.task import Task, Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """A pytree of nested dicts of plain arrays. `step` counts the batches consumed, so it is also the position in the
+    data.
+
+    `ema` has the groups of `params` that have a moving average; `key` never changes: step n draws from `fold_in(key,
+    n)`.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Tree]
+    opt: dict[str, Any]
+    ema: dict[str, Tree]
+    extra: Tree
+    key: Key[Array, ""]
+
+    def averaged_params(self) -> dict[str, Tree]:
+        """The parameters to evaluate with: the moving average of every group that has one."""
+        return {**self.params, **self.ema}
+
+
+def init_state(task: Task, config: TrainingConfig) -> TrainState:
+    """The state before the first step; a pure function, to be run under `jax.jit` (see `create_state`)."""
+    params, extra = task.init(jax.random.fold_in(jax.random.key(config.seed), 0))
+    optimizer = make_optimizer(config.optimizer)
+    averaged = [group for group in params if config.ema_decay is not None and group not in config.ema_excluded]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt={group: optimizer.init(tree) for group, tree in params.items()},
+        ema={group: jax.tree.map(jnp.copy, params[group]) for group in averaged},
+        extra=extra,
+        key=jax.random.fold_in(jax.random.key(config.seed), 1),
+    )
+
+
+def abstract_state(task: Task, config: TrainingConfig, mesh: Mesh, axes: ParameterAxes = ()) -> TrainState:
+    """The state's shapes, dtypes and shardings, as `jax.ShapeDtypeStruct`s; nothing is computed or allocated."""
+    shapes = jax.eval_shape(lambda: init_state(task, config))
+    params = parameter_shardings(shapes.params, mesh, axes)
+    whole = replicated(mesh)
+    optimizer = make_optimizer(config.optimizer)
+
+    def like_parameter(leaf: Any, parameter: Any, sharding: Any) -> Any:
+        return sharding if leaf.shape == parameter.shape else whole  # factored moments are small
+
+    opt = {
+        group: optax.tree_utils.tree_map_params(
+            optimizer, like_parameter, state, shapes.params[group], params[group], transform_non_params=lambda _: whole
+        )
+        for group, state in shapes.opt.items()
+    }
+    shardings = replace(
+        jax.tree.map(lambda _: whole, shapes),
+        params=params,
+        opt=opt,
+        ema={group: params[group] for group in shapes.ema},
+    )
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings)
+
+
+def create_state(
+    task: Task,
+    config: TrainingConfig,
+    mesh: Mesh,
+    axes: ParameterAxes = (),
+    initial_params: Mapping[str, Tree] | None = None,
+    initial_extra: Tree | None = None,
+) -> TrainState:
+    """A fresh state whose arrays are created where they belong: no device ever holds a whole sharded model.
+
+    Groups in `initial_params` start from those values instead (their moving averages too), and `extra` from
+    `initial_extra`; a tree of another structure or shape raises `ConfigError`.
+    """
+    abstract = abstract_state(task, config, mesh, axes)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda: init_state(task, config), out_shardings=shardings)()
+    for group, values in (initial_params or {}).items():
+        if group not in state.params:
+            raise ConfigError(f"initial parameters for group {group!r}, but the task has {', '.join(state.params)}")
+        placed = place(values, abstract.params[group], f"initial parameters of {group!r}")
+        state = replace(state, params={**state.params, group: placed})
+        if group in state.ema:
+            state = replace(state, ema={**state.ema, group: jax.tree.map(jnp.copy, placed)})
+    if initial_extra is not None:
+        state = replace(state, extra=place(initial_extra, abstract.extra, "initial extra"))
+    return state
+
+
+def place(values: Any, abstract: Any, what: str) -> Any:
+    """`values` on the devices and in the dtypes of `abstract`; `ConfigError` naming the first entry that does not
+    fit.
+    """
+    given = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(values)}
+    expected = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    for name in sorted(given.keys() ^ expected.keys()):
+        raise ConfigError(f"{what}: {name} is {'missing' if name in expected else 'not a parameter of this model'}")
+    for name, leaf in expected.items():
+        if given[name].shape != leaf.shape:
+            raise ConfigError(f"{what}: {name} has shape {given[name].shape}, the model expects {leaf.shape}")
+    # A copy in any case: the loop donates its state, and the caller keeps its own arrays.
+    placed = [jax.device_put(np.array(given[name], leaf.dtype), leaf.sharding) for name, leaf in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract), placed)
