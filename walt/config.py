@@ -210,10 +210,9 @@ def _locate(name_or_path: str) -> tuple[Path, str]:
         return path, variant
     names = shipped_configs()
     if name not in names:
-        listing = f"; shipped configs: {', '.join(names)}" if names else ""
-        raise ConfigError(
-            f"no shipped config is called {name!r}{nearest(name, names)}; a config file's path ends in .py{listing}"
-        )
+        listing = f"shipped: {', '.join(names)}; " if names else ""
+        hint = nearest(name, names) if names else ""
+        raise ConfigError(f"no shipped config is called {name!r}{hint} ({listing}a config file's path ends in .py)")
     return _configs_root() / f"{name}.py", variant
 
 
