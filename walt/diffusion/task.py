@@ -1,0 +1,121 @@
+"""Stage 2: training the denoiser on latents with captions.
+
+Every random draw of a batch row comes from that row's own key, so its loss depends neither on its neighbours nor on how the batch is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from walt.config import ConfigError
+from walt.diffusion import loss, parameterisation, process
+from walt.diffusion.configs import DiffusionConfig
+from walt.diffusion.denoiser import Denoiser, TextCondition
+from walt.text.encoder import TextEncoderConfig
+from walt.training.module import Functional
+from walt.training.state import TrainState
+from walt.training.task import Batch, RowCost, Tree
+from walt.transformer.config import TransformerConfig
+from walt.transformer.model import transformer_flops
+
+MakeDenoiser = Callable[[TransformerConfig, TextEncoderConfig | None, nnx.Rngs], nnx.Module]
+
+
+class DiffusionTask:
+    """The training `Task` of a denoiser; one parameter group, `model`."""
+
+    def __init__(
+        self,
+        transformer: TransformerConfig,
+        text: TextEncoderConfig | None,
+        diffusion: DiffusionConfig,
+        make_denoiser: MakeDenoiser = Denoiser,
+    ):
+        """`make_denoiser` builds another module with the interface of `Denoiser`.
+
+        Raises:
+          ConfigError: self-conditioning is trained at some rate but the transformer has no channels for it.
+        """
+        if diffusion.self_conditioning_rate > 0 and not transformer.self_conditioning:
+            raise ConfigError(
+                f"diffusion.self_conditioning_rate is {diffusion.self_conditioning_rate}, but transformer.self_conditioning is False; "
+                "set the rate to 0 or give the transformer the channels"
+            )
+        self.transformer, self.text, self.diffusion = transformer, text, diffusion
+        self.schedule = diffusion.make_schedule()
+        self.denoiser = Functional(lambda rngs: make_denoiser(transformer, text, rngs))
+
+    def init(self, key: jax.Array) -> tuple[dict[str, Tree], Tree]:
+        """Fresh ({"model": parameters}, other variables)."""
+        params, extra = self.denoiser.init(key)
+        return {"model": params}, extra
+
+    def gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[dict[str, Tree], Tree, dict[str, Array]]:
+        """Gradients of the mean loss over the rows of `batch`."""
+
+        def mean_loss(params: Tree) -> Array:
+            return jnp.mean(self.row_losses(params, state.extra, batch, key))
+
+        value, grads = jax.value_and_grad(mean_loss)(state.params["model"])
+        return {"model": grads}, state.extra, {"loss": value}
+
+    def eval_step(self, params: dict[str, Tree], extra: Tree, batch: Batch, key: jax.Array) -> dict[str, Array]:
+        """The training loss of `batch`, with draws of `key`."""
+        return {"loss": jnp.mean(self.row_losses(params["model"], extra, batch, key))}
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """One row: latents and, if the model has text, one caption slot per latent frame."""
+        frames, height, width = self.transformer.latent_shape
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "latents": ((frames, height, width, self.transformer.out_channels), jnp.float32),
+            "is_image": ((), jnp.bool_),
+            "row": ((), jnp.int32),
+        }
+        if self.text is not None:
+            shapes["caption_tokens"] = ((frames, self.diffusion.caption_length), jnp.int32)
+            shapes["caption_mask"] = ((frames, self.diffusion.caption_length), jnp.bool_)
+            shapes["caption_index"] = ((frames,), jnp.int32)
+        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+    def row_cost(self) -> RowCost:
+        """Forward and backward of the transformer, and its self-conditioning forward at its rate; the small text encoder is not counted."""
+        frames, height, width = self.transformer.grid
+        passes = 3 + self.diffusion.self_conditioning_rate
+        return RowCost(tokens=frames * height * width, flops=passes * transformer_flops(self.transformer))
+
+    def row_losses(self, params: Tree, extra: Tree, batch: Batch, key: jax.Array) -> Float[Array, " b"]:
+        """The loss of every row: noise its latents, predict, compare."""
+        x0, is_image = batch["latents"], batch["is_image"]
+        keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row), 4))(batch["row"])
+        time_keys, noise_keys, self_keys, drop_keys = (keys[:, i] for i in range(4))
+
+        t = jax.vmap(process.draw_timesteps, in_axes=(0, None, 0))(time_keys, x0.shape[1], is_image)
+        noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(noise_keys)
+        alpha, sigma = (process.over_frames(table(t), x0) for table in (self.schedule.alpha, self.schedule.sigma))
+        x_t = alpha * x0 + sigma * noise
+        target = parameterisation.from_x0_and_noise(self.diffusion.prediction, x0, noise, alpha, sigma)
+
+        denoiser = self.denoiser.bind(params, extra)
+        text = self._text(denoiser, batch, drop_keys)
+        previous_x0 = jnp.zeros_like(x0)
+        if self.diffusion.self_conditioning_rate > 0:
+            # Gradients are stopped at the inputs, not at the result, so that nothing of this pass is kept for the backward pass.
+            frozen = self.denoiser.bind(jax.lax.stop_gradient(params), extra)
+            value = frozen(x_t, t, previous_x0, is_image=is_image, text=jax.lax.stop_gradient(text))
+            estimate, _ = parameterisation.to_x0_and_noise(self.diffusion.prediction, value, x_t, alpha, sigma)
+            seen = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.self_conditioning_rate))(self_keys)
+            previous_x0 = jnp.where(seen[:, None, None, None, None], estimate, previous_x0)
+        return loss.mean_squared_error(denoiser(x_t, t, previous_x0, is_image=is_image, text=text), target)
+
+    def _text(self, denoiser: Any, batch: Batch, keys: jax.Array) -> TextCondition | None:
+        if self.text is None:
+            return None
+        tokens, mask = batch["caption_tokens"], batch["caption_mask"]
+        drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.text_dropout, tokens.shape[1:2]))(keys)
+        return TextCondition(denoiser.embed_text(tokens, mask), mask, batch["caption_index"], drop)
