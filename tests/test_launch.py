@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,20 @@ def test_test_script_runs_every_check_and_names_the_failed(machine):
 
 def test_ci_runs_the_test_script(root):
     assert 'exec bash "$(dirname "${BASH_SOURCE[0]}")/../launch/test.sh"' in (root / ".ci" / "run").read_text()
+
+
+def test_slow_runs_resume_until_code_changes(tmp_path, root):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "setup.py").write_text("")
+    shutil.copy(root / "tests" / "conftest.py", tmp_path / "tests")
+    file = tmp_path / "tests" / "test_it.py"
+    file.write_text("def test_good(): pass\ndef test_bad(): assert False\n")
+
+    def run() -> str:
+        command = [sys.executable, "-m", "pytest", "--resume", "-q", "tests"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60).stdout
+
+    assert "1 failed, 1 passed" in run()
+    assert "1 failed, 1 deselected" in run(), "what passed is not run again, what failed is"
+    file.write_text("def test_good(): pass\ndef test_bad(): pass\n")
+    assert "2 passed" in run()
