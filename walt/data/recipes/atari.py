@@ -22,7 +22,7 @@ from walt.data import records
 from walt.data.recipes.options import option
 
 # Chosen by eye at 64x64: a person tells them apart, and something large enough moves nearly all the time.
-GAMES = ("boxing", "breakout", "enduro", "freeway", "ms_pacman", "riverraid", "road_runner", "seaquest")
+GAMES = ("boxing", "enduro", "fishing_derby", "freeway", "ms_pacman", "riverraid", "road_runner", "seaquest")
 EMULATOR_RATE = 60.0  # frames per second of an NTSC console
 
 
