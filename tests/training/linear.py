@@ -96,6 +96,7 @@ def make_config(**changes):
 def run(workdir, config=None, task=None, loader=None, **arguments):
     config = config or make_config()
     arguments.setdefault("resolved_config", to_config_dict(config))
+    arguments.setdefault("devices", jax.devices()[:1])
     return train(task or LinearTask(), loader or LinearLoader(), config, workdir, **arguments)
 
 

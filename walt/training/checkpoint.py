@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from walt.config import ConfigError, diff, from_json, to_json
@@ -24,7 +25,6 @@ from walt.training.task import Tree
 
 FOLDER = "checkpoints"
 ITEMS = ("weights", "training", "config", "clock")
-_COMMITTED = "commit_success.txt"
 
 
 class CheckpointError(RuntimeError):
@@ -51,7 +51,12 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int):
         self.directory = epath.Path(workdir).resolve() / FOLDER
-        self.latest = latest_step(workdir)
+        steps, unfinished = _scan(workdir)
+        self.latest = max(steps, default=None)
+        for entry in unfinished:
+            logging.warning("ignoring half-written checkpoint %s", entry)
+            if entry.name.isdigit():
+                self._set_aside(entry, "incomplete")  # else Orbax would take it for a whole one
         policy = ocp.checkpoint_managers.preservation_policy.LatestN(keep)
         self._manager = ocp.CheckpointManager(
             self.directory, item_names=ITEMS, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
@@ -61,13 +66,23 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._manager.close()
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._manager.close()
 
     def save(self, state: TrainState, step: int, clock: Clock, config: ConfigDict, *, wait: bool = False) -> None:
-        """Save in the background (or before returning, with `wait`); raises what an earlier save in the background ran
-        into.
+        """Save in the background (or before returning, with `wait`); raises what an earlier save in the background met.
+
+        A checkpoint of the same step is replaced: it is removed only after the new one is whole.
         """
         self.check()
+        replaced = None
+        if step == self.latest:
+            self.wait()
+            replaced = self._set_aside(self.directory / str(step), "replaced")
+            self._manager.reload()
         arguments = ocp.args.Composite(
             weights=ocp.args.StandardSave({"params": state.params, "ema": state.ema, "extra": state.extra}),
             training=ocp.args.StandardSave({"step": state.step, "opt": state.opt, "key": state.key}),
@@ -77,24 +92,41 @@ class Checkpoints:
         try:
             saved = self._manager.save(step, args=arguments, force=True)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"checkpoint {self.directory / str(step)} cannot be written: {error}") from error
+            raise self._failed(error) from error
         if not saved:
             raise CheckpointError(f"checkpoint {self.directory / str(step)} was not written: a later one exists")
         self.latest = step
-        if wait:
+        if wait or replaced:
             self.wait()
+        if replaced and jax.process_index() == 0:
+            replaced.rmtree()
 
     def check(self) -> None:
         """Raise the error of a save that failed in the background."""
         try:
             self._manager.check_for_errors()
         except Exception as error:  # whatever the background thread met
-            raise CheckpointError(f"a checkpoint in {self.directory} could not be written: {error}") from error
+            raise self._failed(error) from error
 
     def wait(self) -> None:
         """Until everything is on disk."""
-        self._manager.wait_until_finished()
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
         self.check()
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"a checkpoint in {self.directory} could not be written: {error}")
+
+    def _set_aside(self, entry: epath.Path, why: str) -> epath.Path:
+        target = entry.with_name(f"{entry.name}.{why}")
+        if jax.process_index() == 0:
+            if target.exists():
+                target.rmtree()
+            entry.rename(target)
+        multihost_utils.sync_global_devices(f"{entry.name} {why}")
+        return target
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Clock]:
         """The latest state, placed on the devices that `abstract` names: any mesh, not only that of the run which saved
@@ -114,17 +146,8 @@ class Checkpoints:
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:
-    """The step of the latest whole checkpoint, or None; says which half-written ones it ignores."""
-    directory = epath.Path(workdir) / FOLDER
-    if not directory.is_dir():
-        return None
-    whole = []
-    for entry in directory.iterdir():
-        if entry.name.isdigit() and _is_whole(entry):
-            whole.append(int(entry.name))
-        elif entry.is_dir():
-            logging.warning("ignoring half-written checkpoint %s", entry)
-    return max(whole, default=None)
+    """The step of the latest whole checkpoint of a work directory, or None."""
+    return max(_scan(workdir)[0], default=None)
 
 
 def stored_config(workdir: epath.PathLike, step: int | None = None) -> ConfigDict:
@@ -158,6 +181,8 @@ def restore_parts(
     Needs neither the task nor the optimiser nor the devices of the run. `CheckpointError` if there is no such
     checkpoint or it cannot be read.
     """
+    for entry in _scan(workdir)[1]:
+        logging.warning("ignoring half-written checkpoint %s", entry)
     step = _chosen(workdir, step)
     directory = epath.Path(workdir).resolve() / FOLDER
     with ocp.CheckpointManager(
@@ -188,5 +213,14 @@ def _chosen(workdir: epath.PathLike, step: int | None) -> int:
     return latest if step is None else step
 
 
+def _scan(workdir: epath.PathLike) -> tuple[list[int], list[epath.Path]]:
+    """The steps that have a whole checkpoint, and the folders of checkpoints that are none."""
+    directory = epath.Path(workdir) / FOLDER
+    entries = [entry for entry in directory.iterdir() if entry.is_dir()] if directory.is_dir() else []
+    whole = [entry for entry in entries if entry.name.isdigit() and _is_whole(entry)]
+    return [int(entry.name) for entry in whole], [entry for entry in entries if entry not in whole]
+
+
 def _is_whole(path: epath.Path) -> bool:
-    return all((path / item / _COMMITTED).exists() for item in ITEMS) and (path / _COMMITTED).exists()
+    # Orbax writes this file into each item and then into the checkpoint, after everything else.
+    return all((path / item / "commit_success.txt").exists() for item in (*ITEMS, "."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -85,26 +86,24 @@ def train(
         while True:
             # `state` is the result of `step` updates. It is saved before it is evaluated, and both before more data is
             # drawn: whatever happens next, the checkpoint at `step` and the batches from `step` on give the same run.
-            last = step == config.num_steps
-            stopping = _stopping(stop, step, config)
-            with meter.paused():
-                if last or stopping or step % config.checkpoint_every == 0:
-                    meter.flush()
+            last, stopping = step == config.num_steps, _stopping(stop, step, config)
+            if last or stopping or step % config.checkpoint_every == 0:
+                meter.flush()  # a loss that is not finite stops the run here: what is saved is good
+                with meter.paused():
                     state = on_finish(state) if last and on_finish else state
-                    _save(
-                        checkpoints,
-                        state,
-                        step,
-                        meter.clock(finished=last),
-                        resolved_config,
-                        wait=last or stopping or step == 0,
-                    )
-                _evaluate(evaluators, state, step, config, log)
+                    if last or step != checkpoints.latest:
+                        checkpoints.save(state, step, meter.clock(finished=last), resolved_config, wait=step == 0)
+            if _due(evaluators, step, config):
+                meter.flush()
+                with meter.paused():
+                    _evaluate(evaluators, state, step, config, log)
+            if last or stopping:
+                checkpoints.wait()
             if last:
                 return state
             if stopping:
                 tqdm.write(f"stopped at step {step}, which is saved; the same command goes on from here")
-                raise Interrupted(stop.received or 15)
+                raise Interrupted(stop.received or signal.SIGTERM)
 
             rows = next(batches)
             if run is None:
@@ -114,7 +113,7 @@ def train(
             profiler.at(step)
             state, metrics = run(state, put_batch(rows, mesh))
             step += 1
-            meter.add(step, len(next(iter(rows.values()))) * jax.process_count(), metrics)
+            meter.add(step, _count_rows(rows), metrics)
 
 
 def _check_workdir(
@@ -122,33 +121,31 @@ def _check_workdir(
 ) -> None:
     """Refuse a work directory that holds something else, before anything in it is touched."""
     step = latest_step(workdir)
-    if step is not None:
-        check_config(workdir, resolved_config, model_keys)
-        if step > config.num_steps:
+    if step is None:
+        if read_metrics(workdir):
             raise ConfigError(
-                f"{workdir} is at step {step} already, but num_steps is {config.num_steps}; raise it or choose another workdir"
+                f"{workdir} holds the metrics of a run but no whole checkpoint to resume from: "
+                "move it away or choose another workdir"
             )
-        tqdm.write(f"resuming {workdir} from step {step}")
-    elif read_metrics(workdir):
+        return
+    check_config(workdir, resolved_config, model_keys)
+    if step > config.num_steps:
         raise ConfigError(
-            f"{workdir} holds metrics of a run but no whole checkpoint to resume from; move it away or choose another workdir"
+            f"{workdir} is at step {step} already, but num_steps is {config.num_steps}: raise it or choose another workdir"
         )
+    tqdm.write(f"resuming {workdir} from step {step}")
 
 
-def _save(
-    checkpoints: Checkpoints, state: TrainState, step: int, clock: Clock, config: ConfigDict, *, wait: bool
-) -> None:
-    if checkpoints.latest != step or clock.finished:
-        checkpoints.save(state, step, clock, config, wait=wait)
+def _due(evaluators: Sequence[Evaluator], step: int, config: TrainingConfig) -> list[Evaluator]:
+    return [e for e in evaluators if step > 0 and (step % e.every == 0 or step == config.num_steps)]
 
 
 def _evaluate(
     evaluators: Sequence[Evaluator], state: TrainState, step: int, config: TrainingConfig, log: MetricLog
 ) -> None:
     """Run the evaluators that are due at `step`, except those whose metrics an earlier start has logged already."""
-    for evaluator in evaluators:
-        due = step > 0 and (step % evaluator.every == 0 or step == config.num_steps)
-        if due and not log.has(step, f"{evaluator.name}/"):
+    for evaluator in _due(evaluators, step, config):
+        if not log.has(step, f"{evaluator.name}/"):
             log.write(step, {f"{evaluator.name}/{name}": value for name, value in evaluator(state, step).items()})
 
 
@@ -170,10 +167,15 @@ def _check_batch(rows: Batch, task: Task, config: TrainingConfig, mesh: Mesh) ->
             raise ConfigError(
                 f"batch entry {name!r} has rows of shape {found.shape[1:]} and dtype {found.dtype}; the task expects {spec.shape} and {spec.dtype}"
             )
-    size, parts = len(next(iter(rows.values()))) * jax.process_count(), config.accumulation * batch_shards(mesh)
+    size, parts = _count_rows(rows), config.accumulation * batch_shards(mesh)
     if size % parts:
         raise ConfigError(
             f"a batch of {size} rows does not divide into accumulation={config.accumulation} parts on {batch_shards(mesh)} devices: "
             f"make the batch size a multiple of {parts}"
         )
     logging.info("training on %d devices, batches of %d rows", mesh.size, size)
+
+
+def _count_rows(rows: Batch) -> int:
+    """Rows of the global batch."""
+    return len(next(iter(rows.values()))) * jax.process_count()

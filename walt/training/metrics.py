@@ -7,6 +7,7 @@ of several hosts only the first one writes.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -31,19 +32,25 @@ class MetricLog:
 
     def __init__(self, workdir: epath.PathLike, step: int):
         self._path = epath.Path(workdir) / FILE
-        self._writes = jax.process_index() == 0
+        self._writes, self._step = jax.process_index() == 0, step
         self._seen: set[tuple[int, str]] = set()
         if not self._writes:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
         self._seen = {(record["step"], name) for record in kept for name in record}
-        # Written beside and moved into place: an interrupted start loses nothing.
-        fresh = self._path.with_name(FILE + ".tmp")
-        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        fresh.replace(self._path)
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._path.exists() or self._path.read_text() != text:
+            # Written beside and moved into place: an interrupted start loses nothing.
+            fresh = self._path.with_name(FILE + ".tmp")
+            fresh.write_text(text)
+            fresh.replace(self._path)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=step + 1 if step else None)
+
+    @functools.cached_property
+    def _board(self) -> SummaryWriter:
+        # Made at the first write: a run that has finished leaves no event file when it is started again.
+        return SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=self._step + 1 if self._step else None)
 
     def has(self, step: int, prefix: str) -> bool:
         """Whether a metric whose name starts with `prefix` is logged for that step."""
@@ -68,6 +75,7 @@ class MetricLog:
     def close(self) -> None:
         if self._writes:
             self._file.close()
+        if "_board" in vars(self):
             self._board.close()
 
 

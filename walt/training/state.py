@@ -17,7 +17,7 @@ from walt.config import ConfigError
 from walt.parallel.mesh import replicated
 from walt.parallel.rules import ParameterAxes, parameter_shardings, path_name
 from walt.training.config import TrainingConfig
-from walt.training.optimizer import make_optimizer
+from walt.training.optimizer import decayed, make_optimizer
 from walt.training.task import Task, Tree
 
 
@@ -47,6 +47,11 @@ def init_state(task: Task, config: TrainingConfig) -> TrainState:
     """The state before the first step; a pure function, to be run under `jax.jit` (see `create_state`)."""
     params, extra = task.init(jax.random.fold_in(jax.random.key(config.seed), 0))
     optimizer = make_optimizer(config.optimizer)
+    if config.optimizer.weight_decay and not any(jax.tree.leaves(decayed(config.optimizer, params))):
+        raise ConfigError(
+            f"optimizer.weight_decay is {config.optimizer.weight_decay}, but no parameter's path ends in "
+            f"optimizer.decay_pattern = {config.optimizer.decay_pattern!r}"
+        )
     averaged = [group for group in params if config.ema_decay is not None and group not in config.ema_excluded]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

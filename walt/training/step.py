@@ -42,7 +42,7 @@ def make_train_step(task: Task, config: TrainingConfig, mesh: Mesh, axes: Parame
         for group, tree in grads.items():
             clipped = clip(tree, norms[group], config.clip_norm)
             direction, opt[group] = optimizer.update(clipped, state.opt[group], state.params[group])
-            updates[group] = jax.tree.map(lambda d: -learning_rate * d, direction)
+            updates[group] = jax.tree.map(lambda d: jnp.where(finite, -learning_rate * d, 0.0), direction)
             params[group] = optax.apply_updates(state.params[group], updates[group])
         ema = {group: averaged(tree, params[group], state.step, config.ema_decay) for group, tree in state.ema.items()}
 
