@@ -1,0 +1,61 @@
+import json
+import resource
+import subprocess
+import sys
+
+import numpy as np
+
+from walt.evaluation import environment as e
+
+
+def test_every_value_is_json_and_describes_this_process():
+    values = e.describe_environment()
+    assert json.loads(json.dumps(values)) == values
+    assert values["python"].split(".")[:2] == [str(part) for part in sys.version_info[:2]]
+    assert values["packages"]["numpy"] == np.__version__
+    assert values["cores"] >= 1 and values["memory_gb"] > 0.1
+    assert e.package_version("no-such-package-at-all") is None
+
+
+def test_peak_memory_covers_what_was_held_and_never_falls():
+    before = e.peak_memory_gb()
+    block = np.ones(60_000_000, np.uint8) if before < 0.5 else np.ones(int(before * 1e9) + 60_000_000, np.uint8)
+    held = e.peak_memory_gb()
+    assert held >= block.nbytes / 1e9
+    del block
+    assert e.peak_memory_gb() >= held >= before
+
+
+def test_peak_memory_counts_a_finished_child():
+    subprocess.run([sys.executable, "-c", f"x = bytes({200 * 10**6}).replace(bytes(1), b'1')"], check=True)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    assert e.peak_memory_gb() >= own + 0.199
+
+
+def test_processor_model_is_read_from_the_system(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: Fast Chip 9000\nmodel name\t: Other\n")
+    assert e.processor_model(file) == "Fast Chip 9000"
+    e.processor_model(tmp_path / "missing")  # does not raise
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return subprocess.run(
+        ["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_commit_of_a_checkout_and_its_changes(tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "a.py").write_text("1\n")
+    assert e.git_commit(package) is None
+    git(tmp_path, "init", "-q")
+    assert e.git_commit(package) is None  # an untracked folder, like a package installed inside somebody's repository
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert e.git_commit(package) == head
+    (package / "a.py").write_text("2\n")
+    assert e.git_commit(package) == head + "-dirty"

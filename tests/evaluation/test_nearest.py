@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from walt.evaluation.clips import Clips
+from walt.evaluation.nearest import nearest_clips
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 90), st.integers(1, 40))
+def test_equals_brute_force_for_any_chunks(seed, count, chunk):
+    random = np.random.default_rng(seed)
+    training = Clips(random.integers(0, 256, (count, 2, 3, 3, 3), dtype=np.uint8), tuple(str(i) for i in range(count)))
+    queries = Clips(random.integers(0, 256, (3, 2, 3, 3, 3), dtype=np.uint8), ("q",) * 3)
+    found = nearest_clips(queries, training.chunks(chunk))
+    squared = ((queries.videos[:, None].astype(int) - training.videos[None].astype(int)) ** 2).mean(axis=(2, 3, 4, 5))
+    assert found.clips.labels == tuple(str(i) for i in squared.argmin(axis=1))
+    np.testing.assert_allclose(found.distances, np.sqrt(squared.min(axis=1)) / 255, rtol=1e-12)
+    assert np.array_equal(found.clips.videos, training.videos[squared.argmin(axis=1)])
+
+
+def test_a_copy_is_found_at_distance_exactly_zero(footage):
+    training = footage(30, side=40)
+    found = nearest_clips(training.take([17, 101]), training.chunks(50))
+    assert found.distances.tolist() == [0.0, 0.0]
+    assert found.clips.ids == (training.ids[17], training.ids[101])
+    assert found.clips.prompts == (training.prompts[17], training.prompts[101])
+    assert found.mean_distance == 0.0
+
+
+def test_one_level_in_one_value_is_told_from_a_copy():
+    base = np.random.default_rng(0).integers(0, 255, (17, 64, 64, 3), dtype=np.uint8)
+    almost = base.copy()
+    almost[3, 5, 7, 1] += 1
+    training = Clips(np.stack([almost, base]), ("almost", "base"))
+    found = nearest_clips(Clips(base[None], ("q",)), [training])
+    assert found.clips.labels == ("base",) and found.distances[0] == 0.0
+
+
+def test_the_earliest_of_equal_clips_wins(footage):
+    clip = footage(1).take([0])
+    copies = Clips(np.repeat(clip.videos, 5, axis=0), tuple("abcde"))
+    assert nearest_clips(clip, copies.chunks(2)).clips.labels == ("a",)
+
+
+def test_nothing_to_search_and_unlike_clips_are_refused(footage):
+    with pytest.raises(ValueError, match="no training clips"):
+        nearest_clips(footage(1), [])
+    with pytest.raises(ValueError, match=r"training clips are \[6, 16, 16, 3\]"):
+        nearest_clips(footage(1), [footage(1, frames=6)])

@@ -1,0 +1,183 @@
+import dataclasses
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from walt.evaluation.bars import atari_mini_bars
+from walt.evaluation.clips import Clips
+from walt.evaluation.report import Report, render, write_report
+from walt.evaluation.result import evaluate_clips
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a test asks about and checks that every element is closed in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.sections, self.sources, self.words, self._open = set(), [], [], []
+        self.feed(text)
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "section":
+            self.sections.add(attributes.get("id") or attributes["class"])
+        if "src" in attributes:
+            self.sources.append(attributes["src"])
+        if tag == "img":
+            assert attributes["alt"]
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+@pytest.fixture
+def full(footage, tmp_path):
+    heldout, training, generated = footage(4, seed=1), footage(4, seed=2), footage(3, seed=3)
+    result = evaluate_clips(heldout, reconstructions=heldout.videos, generated=generated, training=[training])
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": i, "time": 1e9 + i, "loss": 1 / (i + 1), "eval/psnr": 20 + i, "learning_rate": 1e-4, "l2_grads": 1}
+        for i in range(60)
+    ]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Report(
+        title="A run",
+        summary="What it was.",
+        result=result,
+        bars=atari_mini_bars(result),
+        metrics={"Stage 1": metrics, "Stage 2": tmp_path / "never-trained.jsonl"},
+        heldout=heldout,
+        reconstructions=heldout.videos,
+        generated=generated,
+        seconds_by_stage={"record": 30.0, "train": 270.0},
+        configs={"Stage 1 config": '{"width": 192}'},
+        environment={"commit": "abc123", "packages": {"jax": "0.10.2", "numpy": "2.0"}, "unknown": None},
+    )
+
+
+def test_a_full_page_has_every_section_and_needs_no_other_file(full):
+    text = render(full)
+    page = Page(text)
+    assert page.sections == {
+        "cards",
+        "generated",
+        "reconstructions",
+        "labels",
+        "training",
+        "seconds",
+        "configs",
+        "environment",
+    }
+    assert page.sources and all(source.startswith("data:image/") for source in page.sources)
+    assert not re.search(r"<(script|link)|url\(|@import|https?://", re.sub(r'src="[^"]*"', "", text))
+    # 12 samples, 4 reconstructions, 3 curves (loss, psnr, learning rate) of the one stage that was trained
+    assert len(page.sources) == 12 + 4 + 3
+    assert "Stage 1" in page.text and "Stage 2" not in page.text
+    assert page.text.count("✓ reached") == sum(bar.passed is True for bar in full.bars) > 0
+    assert "“a game of coral”" in page.text and "5 min 00 s in all" in page.text
+    assert '{"width": 192}' in page.text and "jax 0.10.2, numpy 2.0" in page.text and "unknown" not in page.text
+
+
+def test_missed_and_undefined_bars_are_marked(full):
+    missed, undefined = (dataclasses.replace(full.bars[0], passed=passed) for passed in (False, None))
+    page = Page(render(Report("t", bars=(missed, undefined))))
+    assert "✗ missed" in page.text and "not defined ·" in page.text and "reached" not in page.text
+
+
+def test_an_empty_report_is_a_title_alone():
+    page = Page(render(Report("Only a title")))
+    assert page.sections == set() and page.sources == [] and "Only a title" in page.text
+
+
+@pytest.mark.parametrize(
+    ("absent", "section"),
+    [
+        ({"bars": ()}, "cards"),
+        ({"metrics": {}}, "training"),
+        ({"reconstructions": None}, "reconstructions"),
+        ({"generated": None}, "generated"),
+        ({"seconds_by_stage": {}}, "seconds"),
+        ({"environment": {}}, "environment"),
+        ({"result": None}, "labels"),
+    ],
+)
+def test_an_absent_part_is_left_out_alone(full, absent, section):
+    everything = Page(render(full)).sections
+    assert Page(render(dataclasses.replace(full, **absent))).sections == everything - {section}
+
+
+def test_samples_without_figures_are_shown_alone(footage):
+    page = Page(render(Report("t", generated=footage(2))))
+    assert len(page.sources) == 8 and "nearest" not in page.text and "✓" not in page.text
+
+
+def test_wrong_samples_are_marked_wrong(full, footage):
+    generated = footage(2, seed=3)
+    labels = tuple(reversed(generated.labels))
+    result = evaluate_clips(full.heldout, generated=Clips(generated.videos, labels, generated.prompts))
+    page = Page(render(Report("t", result=result, generated=Clips(generated.videos, labels, generated.prompts))))
+    assert "✗ amber" in page.text and "✓ amber" not in page.text
+
+
+def test_text_from_outside_cannot_become_markup():
+    evil = "<script>alert('x')</script>"
+    clips = Clips(np.zeros((1, 2, 4, 4, 3), np.uint8), (evil,), (evil,))
+    report = Report(
+        evil,
+        summary=evil,
+        generated=clips,
+        configs={evil: evil},
+        environment={evil: evil},
+        seconds_by_stage={evil: 1.0},
+    )
+    text = render(report)
+    assert "<script" not in text and text.count("&lt;script&gt;") >= 7
+
+
+def test_the_same_inputs_give_the_same_bytes_and_replace_the_old_page(full, tmp_path):
+    path = tmp_path / "runs" / "report.html"
+    assert write_report(full, path) == path
+    first = path.read_bytes()
+    write_report(dataclasses.replace(full, title="Another"), path)
+    assert path.read_bytes() != first
+    write_report(full, path)
+    assert path.read_bytes() == first
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_the_reconstruction_shown_is_the_one_of_median_motion(footage, monkeypatch):
+    from walt.evaluation import figures
+
+    still = np.zeros((3, 3, 4, 4, 3), np.uint8)
+    still[0, 1], still[2, 1] = 200, 100  # motion: most, none, median
+    clips = Clips(still, ("a",) * 3)
+    shown = []
+    monkeypatch.setattr(figures, "side_by_side", lambda videos: shown.append(videos) or videos[0])
+    render(Report("t", heldout=clips, reconstructions=255 - still))
+    ((original, reconstruction),) = shown
+    assert np.array_equal(original, still[2]) and np.array_equal(reconstruction, 255 - still[2])
+
+
+def test_parts_that_do_not_fit_are_refused(full, footage):
+    with pytest.raises(ValueError, match="needs `heldout`"):
+        Report("t", reconstructions=full.reconstructions)
+    with pytest.raises(ValueError, match="reconstructions are"):
+        Report("t", heldout=full.heldout, reconstructions=full.reconstructions[1:])
+    with pytest.raises(ValueError, match="8 generated clips but 12 nearest"):
+        Report("t", result=full.result, generated=footage(2))

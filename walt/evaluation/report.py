@@ -1,0 +1,245 @@
+"""The page that a person reads after a run: one HTML file with pictures, videos and figures inside, which opens without a server.
+
+`Report` holds whatever a run produced; parts that are absent are left out of the page. The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from walt.evaluation import figures
+from walt.evaluation.bars import Bar
+from walt.evaluation.clips import Clips, EvaluationError, check_videos
+from walt.evaluation.motion import frame_difference
+from walt.evaluation.result import EvaluationResult
+
+MAX_CURVES = 4
+"""Curves per stage: every metric with "loss" in its name first, then those with "psnr", then the learning rate."""
+
+TABLE_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "psnr": ("PSNR", ".1f"),
+    "psnr_moving": ("PSNR, moving", ".1f"),
+    "psnr_mean_frame": ("… mean frame", ".1f"),
+    "psnr_first_frame_repeated": ("… first frame", ".1f"),
+    "moving_fraction": ("pixels moving", ".1%"),
+    "prompt_accuracy": ("prompts right", ".0%"),
+    "motion_ratio": ("motion ratio", ".2f"),
+    "diversity_ratio": ("diversity ratio", ".2f"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Inputs of a report page; everything but the title may be absent.
+
+    title, summary: headline and a sentence or two below it.
+    result: the figures; its nearest clips are shown beside `generated`, so both must have one order.
+    bars: figures with what they must reach (`atari_mini_bars(result)`).
+    metrics: title of a training stage -> its metrics.jsonl; stages whose file does not exist are left out.
+    heldout, reconstructions: real clips and what the first stage makes of them (uint8, one shape); one clip per label is shown.
+    generated: samples with their prompts.
+    fps: frames per second at which the videos are shown.
+    seconds_by_stage: title -> seconds.
+    configs: title -> resolved config as JSON text.
+    environment: what `describe_environment()` returned, and anything else worth a line.
+    Raises `EvaluationError` for reconstructions or nearest clips that do not fit their clips.
+    """
+
+    title: str
+    summary: str = ""
+    result: EvaluationResult | None = None
+    bars: tuple[Bar, ...] = ()
+    metrics: Mapping[str, Path | str] = field(default_factory=dict)
+    heldout: Clips | None = None
+    reconstructions: UInt8[np.ndarray, "n t h w 3"] | None = None
+    generated: Clips | None = None
+    fps: float = 10.0
+    seconds_by_stage: Mapping[str, float] = field(default_factory=dict)
+    configs: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.reconstructions is not None:
+            if self.heldout is None:
+                raise EvaluationError("a report with reconstructions needs `heldout`, the clips that they reconstruct")
+            check_videos(self.reconstructions, "reconstructions")
+            if self.reconstructions.shape != self.heldout.videos.shape:
+                raise EvaluationError(
+                    f"reconstructions are {list(self.reconstructions.shape)} but held-out clips are {list(self.heldout.videos.shape)}"
+                )
+        nearest = None if self.result is None else self.result.nearest
+        if nearest is not None and self.generated is not None and len(nearest.clips) != len(self.generated):
+            raise EvaluationError(
+                f"{len(self.generated)} generated clips but {len(nearest.clips)} nearest training clips: pass the clips evaluated"
+            )
+
+
+def write_report(report: Report, path: str | os.PathLike[str]) -> Path:
+    """Writes the page (UTF-8, one file, replaced as a whole) and returns its path; folders on the way are made."""
+    path = Path(path)
+    text = render(report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def render(report: Report) -> str:
+    """The page as text."""
+    total = sum(report.seconds_by_stage.values())
+    return _template().render(
+        title=report.title,
+        summary=report.summary,
+        bars=report.bars,
+        stages=_stages(report),
+        reconstructions=_reconstructions(report),
+        prompts=_samples(report),
+        nearest=None if report.result is None else report.result.nearest,
+        nearest_heldout=None if report.result is None else report.result.nearest_heldout_distance,
+        table=_table(report.result),
+        confusion=_confusion(report.result),
+        seconds=[
+            (name, _duration(value), value / total if total else 0.0) for name, value in report.seconds_by_stage.items()
+        ],
+        seconds_total=_duration(total),
+        configs=report.configs,
+        environment=_flat(report.environment),
+        definitions={} if report.result is None else report.result.protocol.get("definitions", {}),
+    )
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401  (drawn with in figures.py, where a failure would come late)
+    except ImportError as error:
+        raise EvaluationError("a report needs jinja2 and matplotlib: pip install 'walt[report]'") from error
+    loader = jinja2.PackageLoader("walt.evaluation", "templates")
+    settings = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return settings.get_template("report.html.j2")
+
+
+def _stages(report: Report) -> list[dict[str, Any]]:
+    stages = []
+    for name, path in report.metrics.items():
+        if not Path(path).is_file():
+            continue
+        records = figures.read_metrics(path)
+        curves = []
+        for metric in _curve_names(records):
+            steps, values = figures.series(records, metric)
+            if len(steps):
+                curves.append(
+                    {"name": metric, "image": figures.curve_svg(steps, values, metric), "last": f"{values[-1]:.4g}"}
+                )
+        if curves:
+            stages.append({"name": name, "curves": curves[:MAX_CURVES]})
+    return stages
+
+
+def _curve_names(records: list[dict[str, Any]]) -> list[str]:
+    names = sorted({name for record in records for name in record})
+
+    def rank(name: str) -> int | None:
+        lower = name.lower()
+        if lower == "loss":
+            return 0
+        return next(
+            (place for place, part in enumerate(("loss", "psnr", "learning_rate"), start=1) if part in lower), None
+        )
+
+    return sorted((name for name in names if rank(name) is not None), key=lambda name: (rank(name), name))
+
+
+def _reconstructions(report: Report) -> list[dict[str, str]]:
+    """One clip per label, the one of median motion: neither the liveliest nor a still one."""
+    if report.heldout is None or report.reconstructions is None:
+        return []
+    shown = []
+    for label in report.heldout.label_names:
+        rows = report.heldout.rows_of(label)
+        motion = (
+            frame_difference(report.heldout.videos[rows]) if report.heldout.clip_shape[0] > 1 else np.zeros(len(rows))
+        )
+        row = rows[np.argsort(motion, kind="stable")[len(rows) // 2]]
+        pair = figures.side_by_side([report.heldout.videos[row], report.reconstructions[row]])
+        shown.append({"label": label, "image": figures.animation(pair, report.fps)})
+    return shown
+
+
+def _samples(report: Report) -> list[dict[str, Any]]:
+    """Generated clips grouped by prompt in order of first appearance, each with its nearest training clip in the same animation."""
+    clips = report.generated
+    if clips is None:
+        return []
+    nearest = None if report.result is None else report.result.nearest
+    named = None if report.result is None or report.result.prompts is None else report.result.prompts.named
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row, label in enumerate(clips.labels):
+        videos = [clips.videos[row]] + ([] if nearest is None else [nearest.clips.videos[row]])
+        card = {
+            "image": figures.animation(figures.side_by_side(videos), report.fps),
+            "distance": None if nearest is None else f"{nearest.distances[row]:.3f}",
+            "nearest_label": None if nearest is None else nearest.clips.labels[row],
+            "named": None if named is None else named[row],
+            "right": None if named is None else named[row] == label,
+        }
+        groups.setdefault((clips.prompts[row] if clips.prompts else label, label), []).append(card)
+    return [{"prompt": prompt, "label": label, "cards": cards} for (prompt, label), cards in groups.items()]
+
+
+def _table(result: EvaluationResult | None) -> dict[str, Any] | None:
+    per_label = {} if result is None else result.per_label()
+    columns = [name for name in TABLE_COLUMNS if any(name in row for row in per_label.values())]
+    if not columns:
+        return None
+    rows = [
+        (label, [_number(row.get(name), TABLE_COLUMNS[name][1]) for name in columns])
+        for label, row in per_label.items()
+    ]
+    return {"columns": [TABLE_COLUMNS[name][0] for name in columns], "rows": rows}
+
+
+def _confusion(result: EvaluationResult | None) -> dict[str, Any] | None:
+    if result is None or result.prompts is None:
+        return None
+    counts = result.prompts.confusion
+    names = sorted({*counts, *(name for row in counts.values() for name in row)})
+    return {
+        "names": names,
+        "rows": [(asked, [(name, counts[asked].get(name, 0)) for name in names]) for asked in counts],
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds below a minute and a half, else minutes and seconds, else hours and minutes."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lines for a two-column list; nested mappings become one line, unknown values are left out."""
+    lines = []
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        if value is not None:
+            lines.append((name.replace("_", " "), str(value)))
+    return lines
