@@ -1,0 +1,62 @@
+"""Weights and bundles, in and out.
+
+    walt convert export --workdir=runs/t2v --output=my_model [--weights=ema|raw] [--dtype=float32|float16]
+
+`export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as one
+relocatable folder that `walt.load` and `walt sample` take. It never overwrites a folder that is not a bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from walt import command
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of `walt convert`."""
+
+    what: str = command.flag("What to convert: export.", positional=True)
+    workdir: str = command.flag("Work directory of a training run; a bundle will do as well, to change its dtype.")
+    output: str = command.flag("Folder to write.")
+    weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
+    dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
+    card: str | None = command.flag("JSON file whose entries are added to the bundle's card.", default=None)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs one conversion; `argv` is [program, what, --flag=value, ...]."""
+    arguments = command.parse(Arguments, argv)
+    for name, allowed in (("what", ("export",)), ("weights", ("ema", "raw")), ("dtype", ("float32", "float16"))):
+        if getattr(arguments, name) not in allowed:
+            raise command.CommandError(f"{name} must be {' or '.join(allowed)}, got {getattr(arguments, name)!r}")
+    card = _read_card(arguments.card) if arguments.card else {}
+
+    from walt.generation import bundle as bundles  # imports jax
+    from walt.generation.sources import open_bundle
+
+    bundle = open_bundle(arguments.workdir, arguments.weights)  # type: ignore[arg-type]
+    bundle = dataclasses.replace(bundle, card={**bundle.card, **card})
+    bundles.write_bundle(bundle, arguments.output, arguments.dtype)  # type: ignore[arg-type]
+    size = sum(file.stat().length for file in epath.Path(arguments.output).iterdir())
+    print(f"wrote {arguments.output}: {', '.join(bundle.components)}, {arguments.dtype}, {size / 1e6:.1f} MB")
+
+
+def _read_card(path: str) -> dict[str, Any]:
+    try:
+        card = json.loads(epath.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise command.CommandError(f"--card: {path} cannot be read as JSON: {error}") from error
+    if not isinstance(card, dict):
+        raise command.CommandError(f"--card: {path} must hold a JSON object")
+    return card
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,299 @@
+"""From a prompt to a video: tokens, latents by diffusion, pixels by the autoencoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float, UInt8
+
+from walt.autoencoder.config import AutoencoderConfig
+from walt.autoencoder.model import Autoencoder, to_float, to_uint8
+from walt.config import ConfigError, from_config_dict
+from walt.diffusion.configs import DiffusionConfig, SamplerConfig
+from walt.diffusion.denoiser import Denoiser
+from walt.diffusion.text_to_latents import text_to_latents
+from walt.generation.bundle import Bundle, BundleError, Tree, flatten
+from walt.generation.fit import VideoSize, fit, fit_size
+from walt.generation.sources import open_bundle
+from walt.text.encoder import TextEncoderConfig
+from walt.text.tokenizer import Tokenizer
+from walt.training.module import Functional
+from walt.transformer.config import TransformerConfig
+
+T = TypeVar("T")
+DEFAULT_FPS = 8.0  # W.A.L.T's
+
+
+class GenerationError(ValueError):
+    """A request the model cannot serve; the message names the argument and what would be right."""
+
+
+def load(path: epath.PathLike = "mini", weights: str = "ema") -> Pipeline:
+    """The `Pipeline` of a shipped model, a bundle (local or `gs://`) or a work directory.
+
+    Args:
+      path: "mini", a folder written by `walt convert export`, or the workdir of a training run.
+      weights: `ema` (averaged, if there are any) or `raw`, for a work directory; a bundle holds one set.
+
+    Raises:
+      BundleError: nothing usable is there; the message names the file.
+    """
+    if weights not in ("ema", "raw"):
+        raise GenerationError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    return Pipeline(open_bundle(path, weights))  # type: ignore[arg-type]
+
+
+class Pipeline:
+    """A loaded model. Programs are compiled at the first call for each shape and kept.
+
+    Attributes:
+      video_size: frames, height and width the model was trained to generate; None if it only reconstructs.
+      fps: frames per second of its videos.
+      sampler: how it samples unless told otherwise.
+      card: what its makers say about it.
+    """
+
+    def __init__(self, bundle: Bundle):
+        """Raises `BundleError` if the parts do not fit each other."""
+        self.card, self.licences = bundle.card, bundle.licences
+        self.fps = float(bundle.card.get("fps", DEFAULT_FPS))
+        config = _config(AutoencoderConfig, _component(bundle, "autoencoder").config, "autoencoder")
+        self._autoencoder_config = config
+        self._autoencoder: Functional[Autoencoder] = Functional(lambda rngs: Autoencoder(config, rngs))
+        part = _component(bundle, "autoencoder")
+        self._autoencoder_weights = _weights(self._autoencoder, part.params, part.extra, "autoencoder")
+        self._encode = jax.jit(lambda weights, video: self._autoencoder.bind(*weights).encode(to_float(video)))
+        self._decode = jax.jit(lambda weights, latents: to_uint8(self._autoencoder.bind(*weights).decode(latents)))
+        self.video_size: VideoSize | None = None
+        if "transformer" in bundle.components:
+            self._load_denoiser(bundle)
+
+    def _load_denoiser(self, bundle: Bundle) -> None:
+        transformer = _config(TransformerConfig, _component(bundle, "transformer").config, "transformer")
+        text = _config(TextEncoderConfig, _component(bundle, "text_encoder").config, "text_encoder")
+        if bundle.tokenizer is None:
+            raise BundleError("the bundle has a transformer but no tokenizer, so it cannot read prompts")
+        if transformer.out_channels != self._autoencoder_config.latent_channels:
+            raise BundleError(
+                f"the transformer makes latents of {transformer.out_channels} channels, the autoencoder has {self._autoencoder_config.latent_channels}"
+            )
+        self._tokenizer = Tokenizer(bundle.tokenizer)
+        self._diffusion = _config(DiffusionConfig, bundle.diffusion, "diffusion")
+        self.sampler = _config(SamplerConfig, bundle.sampler, "sampler")
+        self._denoiser: Functional[Denoiser] = Functional(lambda rngs: Denoiser(transformer, text, rngs))
+        parts = {name: bundle.components[name] for name in ("transformer", "text_encoder")}
+        params = {name: part.params for name, part in parts.items()}
+        extra = {name: part.extra for name, part in parts.items() if part.extra}
+        self._denoiser_weights = _weights(self._denoiser, params, extra, "transformer and text encoder")
+        self._latent_shape = (*transformer.latent_shape, transformer.out_channels)
+        frames, height, width = transformer.latent_shape
+        time, space = self._autoencoder_config.time_factor, self._autoencoder_config.space_factor
+        self.video_size = VideoSize(1 + (frames - 1) * time, height * space, width * space)
+        self._sample = jax.jit(self._sample_latents, static_argnames="sampler")
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        negative_prompt: str | None = None,
+        batch_size: int = 16,
+    ) -> UInt8[np.ndarray, "*n t h w 3"]:
+        """Videos of prompts.
+
+        Args:
+          prompt: one prompt, or several.
+          num_frames, height, width: size in pixels; by default, and at most, what the model was trained on. A smaller video is the first frames and the
+            middle of a full one.
+          steps: denoising steps; by default the bundle's.
+          guidance: how strongly to follow the prompt, 1 being not at all beyond what was learned; by default the bundle's.
+          seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size.
+          negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
+          batch_size: videos computed at a time.
+
+        Returns:
+          uint8 [T, H, W, 3] for one prompt, [N, T, H, W, 3] for a list.
+
+        Raises:
+          GenerationError: an argument the model cannot serve.
+        """
+        if self.video_size is None:
+            raise GenerationError("this bundle holds an autoencoder alone: it can reconstruct, but not generate")
+        prompts = _check_prompts(prompt)
+        size = self._check_size(num_frames, height, width)
+        sampler = self._check_sampler(steps, guidance)
+        keys = _row_keys(seed, len(prompts))
+        negative = None if negative_prompt is None else self._tokens(_check_prompts(negative_prompt), "negative_prompt")
+        tokens, mask = self._tokens(prompts, "prompt")
+        rows = min(_check_count("batch_size", batch_size), len(prompts))
+        videos = []
+        for start in range(0, len(prompts), rows):
+            # The last batch is filled up with its last prompt, so that there is one shape to compile.
+            chosen = np.minimum(np.arange(start, start + rows), len(prompts) - 1)
+            videos.append(self._videos((tokens[chosen], mask[chosen]), keys[chosen], sampler, negative, size.frames))
+        video = _crop(np.concatenate(videos)[: len(prompts)], size)
+        return video[0] if isinstance(prompt, str) else video
+
+    def reconstruct(self, video: UInt8[np.ndarray, "*n t h w 3"]) -> UInt8[np.ndarray, "*n t h w 3"]:
+        """A video through the autoencoder and back, at its own size; sizes the encoder does not take are padded and cropped back, with a line that says so."""
+        _check_video(video)
+        padded, crop = fit(video, self._autoencoder_config.time_factor, self._autoencoder_config.space_factor)
+        return crop(self.decode(self.encode(padded)))
+
+    def encode(self, video: UInt8[np.ndarray, "*n t h w 3"]) -> Float[np.ndarray, "*n f i j c"]:
+        """Normalised latents of a video of 1 + 4k frames with sides that are multiples of 8 (factors of the autoencoder); others raise `ValueError`."""
+        _check_video(video)
+        latents = self._encode(self._autoencoder_weights, video.reshape((-1, *video.shape[-4:])))
+        return np.asarray(latents).reshape((*video.shape[:-4], *latents.shape[1:]))
+
+    def decode(self, latents: Float[np.ndarray, "*n f i j c"]) -> UInt8[np.ndarray, "*n t h w 3"]:
+        """The video of normalised latents."""
+        video = self._decode(self._autoencoder_weights, latents.reshape((-1, *latents.shape[-4:])))
+        return np.asarray(video).reshape((*latents.shape[:-4], *video.shape[1:]))
+
+    def describe(self) -> str:
+        """One line: which parts, and how large."""
+        parts = {"autoencoder": self._autoencoder_weights[0]} | (self._denoiser_weights[0] if self.video_size else {})
+        text = ", ".join(f"{name.replace('_', ' ')} {_millions(tree)}" for name, tree in parts.items())
+        return f"{text}; generates {self.video_size}" if self.video_size else text
+
+    def _sample_latents(self, weights: Any, captions: Any, keys: Any, strength: Any, negative: Any, sampler: SamplerConfig) -> Array:
+        denoiser = self._denoiser.bind(*weights)
+        return text_to_latents(
+            denoiser, captions, keys, self._latent_shape, self._diffusion, sampler, strength=strength, negative=negative
+        )
+
+    def _videos(self, captions: Any, keys: Any, sampler: SamplerConfig, negative: Any, frames: int) -> np.ndarray:
+        if sampler.guidance == 1:
+            strength, negative = None, None
+        else:
+            # Traced, so that another strength needs no compilation.
+            strength, sampler = jnp.float32(sampler.guidance), dataclasses.replace(sampler, guidance=0.0)
+        if negative is not None:
+            negative = jax.tree.map(lambda array: np.repeat(array, len(keys), axis=0), negative)
+        latents = self._sample(self._denoiser_weights, captions, keys, strength, negative, sampler=sampler)
+        # The decoder is causal: later latents do not change the frames that are asked for.
+        needed = 1 + (frames - 1) // self._autoencoder_config.time_factor
+        return np.asarray(self._decode(self._autoencoder_weights, latents[:, :needed]))
+
+    def _tokens(self, texts: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray]:
+        length = self._diffusion.caption_length
+        _, longer = self._tokenizer(texts, length + 1)
+        for text, mask in zip(texts, longer):
+            if mask[-1]:
+                print(f"{what} is longer than the {length} tokens the model reads; the end of {text!r} is cut off")
+        return self._tokenizer(texts, length)
+
+    def _check_size(self, num_frames: int | None, height: int | None, width: int | None) -> VideoSize:
+        full = self.video_size
+        assert full is not None
+        asked = VideoSize(
+            *(
+                default if value is None else _check_count(name, value)
+                for name, value, default in zip(("num_frames", "height", "width"), (num_frames, height, width), full)
+            )
+        )
+        if any(a > b for a, b in zip(asked, full)):
+            raise GenerationError(f"this model makes at most {full}, got a request for {asked}")
+        fit_size(asked, self._autoencoder_config.time_factor, self._autoencoder_config.space_factor)
+        if asked[1:] != full[1:]:
+            print(f"the model makes {full.height}x{full.width}; the middle {asked.height}x{asked.width} is kept")
+        return asked
+
+    def _check_sampler(self, steps: int | None, guidance: float | None) -> SamplerConfig:
+        changes: dict[str, Any] = {}
+        if steps is not None:
+            changes["steps"] = _check_count("steps", steps)
+        if guidance is not None:
+            if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
+                raise GenerationError(f"guidance must be a finite number, got {guidance!r}")
+            changes["guidance"] = float(guidance)
+        try:
+            return dataclasses.replace(self.sampler, **changes)
+        except ConfigError as error:
+            raise GenerationError(str(error)) from error
+
+
+def _component(bundle: Bundle, name: str) -> Any:
+    if name not in bundle.components:
+        raise BundleError(f"the bundle holds {', '.join(bundle.components)}, but no {name}")
+    return bundle.components[name]
+
+
+def _config(cls: type[T], values: Mapping[str, Any] | None, what: str) -> T:
+    if values is None:
+        raise BundleError(f"the bundle has a transformer but no {what} config")
+    try:
+        return from_config_dict(cls, values)
+    except ConfigError as error:
+        raise BundleError(f"the bundle's {what} config cannot be used: {error}") from error
+
+
+def _weights(model: Functional[Any], params: Tree, extra: Tree, what: str) -> tuple[Tree, Tree]:
+    """Weights on the device, after a check that names the first array that is missing, left over or of another shape."""
+    expected = flatten({"params": model.abstract_params, "extra": model.abstract_extra})
+    given = flatten({"params": params, "extra": extra})
+    for path in sorted(expected.keys() | given.keys()):
+        if path not in given:
+            raise BundleError(f"{what}: the array {path} that the config calls for is missing")
+        if path not in expected:
+            raise BundleError(f"{what}: the array {path} is not part of a model of this config")
+        if given[path].shape != expected[path].shape:
+            raise BundleError(f"{what}: {path} has shape {given[path].shape}, the config calls for {expected[path].shape}")
+    return jax.tree.map(jnp.asarray, (params, extra))
+
+
+def _check_prompts(prompt: Any) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else None
+    if prompts is None:
+        raise GenerationError(f"prompt must be a string or a list of strings, got {type(prompt).__name__}")
+    if not prompts:
+        raise GenerationError("prompt is an empty list; give at least one prompt")
+    for number, text in enumerate(prompts):
+        if not isinstance(text, str):
+            raise GenerationError(f"prompt {number} must be a string, got {type(text).__name__}")
+        if not text.strip():
+            raise GenerationError(f"prompt {number} is empty; say what the video should show")
+    return prompts
+
+
+def _check_count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise GenerationError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
+
+
+def _check_video(video: Any) -> None:
+    if not isinstance(video, np.ndarray) or video.dtype != np.uint8:
+        found = f"an array of {video.dtype}" if isinstance(video, np.ndarray) else type(video).__name__
+        raise GenerationError(f"a video must be a uint8 array of pixels from 0 to 255, got {found}")
+    if video.ndim not in (4, 5) or video.shape[-1] != 3 or 0 in video.shape:
+        raise GenerationError(f"a video must have shape [T, H, W, 3] or [N, T, H, W, 3], got {video.shape}")
+
+
+def _row_keys(seed: Any, count: int) -> jax.Array:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise GenerationError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(np.uint32(seed))))(jnp.arange(count))
+
+
+def _crop(video: np.ndarray, size: VideoSize) -> np.ndarray:
+    top, left = (video.shape[2] - size.height) // 2, (video.shape[3] - size.width) // 2
+    return video[:, : size.frames, top : top + size.height, left : left + size.width]
+
+
+def _millions(tree: Tree) -> str:
+    return f"{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f}M"

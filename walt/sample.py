@@ -1,0 +1,100 @@
+"""Make videos from prompts.
+
+    walt sample --prompt="Breakout, the paddle moves left" --output=out.mp4
+    walt sample --checkpoint=runs/t2v --prompt="..." --prompt="..." --output=sheet.png --seed=7
+
+The suffix of `--output` decides: .mp4, .webm and .gif are videos (one file per prompt, numbered if there are several), .png is
+a contact sheet, one row of frames per prompt. Without `--checkpoint` the small model that comes with the package is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from walt import command
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif")
+SUFFIXES = (*VIDEO_SUFFIXES, ".png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of `walt sample`."""
+
+    prompt: str = command.flag("What the video should show; repeat the flag for several videos.")
+    output: str = command.flag("File to write: .mp4, .webm, .gif, or .png for a contact sheet.")
+    checkpoint: str = command.flag("Shipped model, bundle or work directory.", default="mini")
+    num_frames: int | None = command.flag("Frames; by default those of the model.", default=None)
+    height: int | None = command.flag("Height in pixels; by default that of the model.", default=None)
+    width: int | None = command.flag("Width in pixels; by default that of the model.", default=None)
+    steps: int | None = command.flag("Denoising steps; by default the model's.", default=None)
+    guidance: float | None = command.flag("How strongly to follow the prompt (1: no guidance).", default=None)
+    seed: int = command.flag("The same seed gives the same video.", default=0)
+    negative_prompt: str | None = command.flag("What to steer away from.", default=None)
+    fps: float | None = command.flag("Frames per second of the file; by default the model's.", default=None)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Samples and writes; `argv` is [program, --flag=value, ...]."""
+    rest, prompts = split_prompts(argv)
+    arguments = command.parse(Arguments, rest)
+    output = Path(arguments.output).expanduser()
+    if output.suffix.lower() not in SUFFIXES:
+        raise command.CommandError(f"--output must end in {', '.join(SUFFIXES)}, got {arguments.output!r}")
+    if arguments.fps is not None and not 0 < arguments.fps <= 1000:
+        raise command.CommandError(f"--fps must be between 0 and 1000, got {arguments.fps}")
+
+    from walt.generation.pipeline import load  # imports jax: errors in flags need not wait for it
+
+    pipeline = load(arguments.checkpoint)
+    print(f"{arguments.checkpoint}: {pipeline.describe()}")
+    names = ("num_frames", "height", "width", "steps", "guidance", "seed", "negative_prompt")
+    start = time.monotonic()
+    videos = pipeline.generate(prompts, **{name: getattr(arguments, name) for name in names})
+    steps, guidance = arguments.steps or pipeline.sampler.steps, pipeline.sampler.guidance
+    guidance = guidance if arguments.guidance is None else arguments.guidance
+    print(
+        f"{len(prompts)} video{'s' if len(prompts) > 1 else ''} of {videos.shape[1]} frames, {videos.shape[2]}x{videos.shape[3]}, "
+        f"{steps} steps, guidance {guidance:g}, seed {arguments.seed}: {time.monotonic() - start:.1f} s, compilation included"
+    )
+    for path, prompt in write(videos, prompts, output, arguments.fps or pipeline.fps):
+        print(f"wrote {path}: {prompt}")
+
+
+def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes every `--prompt` but the first out of a command line: (the rest, all prompts)."""
+    rest: list[str] = []
+    prompts: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in ("--prompt", "-prompt"):
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(arguments, "")
+        if not prompts:
+            rest.append(f"--prompt={value}")
+        prompts.append(value)
+    return rest, prompts
+
+
+def write(videos, prompts: Sequence[str], output: Path, fps: float) -> list[tuple[Path, str]]:
+    """Writes uint8 videos [N, T, H, W, 3] as the suffix of `output` says; (file, what it shows) for each file written."""
+    from walt.data import media
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix.lower() == ".png":
+        media.contact_sheet(videos, output, labels=prompts)
+        return [(output, "; ".join(prompts))]
+    paths = [output] if len(prompts) == 1 else [output.with_stem(f"{output.stem}_{i}") for i in range(len(prompts))]
+    for path, video in zip(paths, videos):
+        media.write_video(path, video, fps)
+    return list(zip(paths, prompts))
+
+
+if __name__ == "__main__":
+    command.run(main)
