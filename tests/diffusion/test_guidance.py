@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from walt.diffusion.configs import SamplerConfig
-from walt.diffusion.guidance import classifier_free, guidance_scale
+from walt.diffusion.guidance import classifier_free, scale_over_time
 from walt.diffusion.parameterisation import from_x0_and_noise
 from walt.diffusion.process import make_schedule
 from walt.diffusion.samplers import row_noise, sample
@@ -33,7 +33,7 @@ def test_guided_score_is_that_of_the_tilted_gaussian_at_every_time():
         return {"mean": jnp.full(4, mean), "deviation": jnp.full(4, deviation)}
 
     guided = classifier_free(denoise, condition(m_c, s_c), condition(m, s), lambda t: jnp.full_like(t, weight))
-    x_t = jax.random.normal(jax.random.key(0), (4, *SHAPE))
+    guided, x_t = jax.jit(guided), jax.random.normal(jax.random.key(0), (4, *SHAPE))
     for time in (0.1, 0.4, 0.7, 0.95):
         t = jnp.full((4, 1), time)
         alpha, sigma = float(SCHEDULE.alpha(t[0, 0])), float(SCHEDULE.sigma(t[0, 0]))
@@ -64,14 +64,14 @@ def test_both_branches_see_the_guided_estimate_of_the_step_before():
     seen = []
 
     def denoise(x_t, t, previous_x0, mean):
-        seen.append(previous_x0)
+        jax.debug.callback(lambda value: seen.append(np.asarray(value)), previous_x0, ordered=True)
         alpha, sigma = SCHEDULE.alpha(t)[..., None], SCHEDULE.sigma(t)[..., None]
         x0 = jnp.broadcast_to(mean[:, None, None], x_t.shape)
         return from_x0_and_noise("v", x0, (x_t - alpha * x0) / sigma, alpha, sigma)
 
     guided = classifier_free(denoise, jnp.full(3, 1.0), jnp.full(3, 0.0), lambda t: jnp.full_like(t, 5.0))
-    with jax.disable_jit():
-        sample(guided, SCHEDULE, SamplerConfig(steps=3), SHAPE, jax.random.split(jax.random.key(0), 3))
+    sample(guided, SCHEDULE, SamplerConfig(steps=3), SHAPE, jax.random.split(jax.random.key(0), 3))
+    jax.effects_barrier()
     assert len(seen) == 3 and all(value.shape == (6, *SHAPE) for value in seen)
     np.testing.assert_array_equal(seen[0], 0)
     for value in seen[1:]:
@@ -82,5 +82,5 @@ def test_power_cosine_by_hand():
     config = SamplerConfig(guidance=4.0, guidance_schedule="power_cosine", guidance_power=4.0)
     t = jnp.array([[1.0, 0.5, 0.0]])
     expected = [1.0, 1 + 3 * 0.5 * (1 - np.cos(np.pi * 0.5**4)), 4.0]
-    np.testing.assert_allclose(guidance_scale(config, config.guidance, t)[0], expected, rtol=1e-6)
-    np.testing.assert_array_equal(guidance_scale(SamplerConfig(), 7.5, t), 7.5)
+    np.testing.assert_allclose(scale_over_time(config, config.guidance)(t)[0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(scale_over_time(SamplerConfig(), 7.5)(t), 7.5)

@@ -26,7 +26,12 @@ number = st.floats(-10, 10)
 
 
 @settings(max_examples=100, deadline=None)
-@given(x0=number, noise=number, index=st.integers(1, 1000), names=st.sampled_from(list(itertools.permutations(["v", "noise", "x0"], 2))))
+@given(
+    x0=number,
+    noise=number,
+    index=st.integers(1, 1000),
+    names=st.sampled_from(list(itertools.permutations(["v", "noise", "x0"], 2))),
+)
 def test_round_trips_between_all_pairs(x0, noise, index, names):
     schedule = make_schedule("linear", zero_terminal_snr=False)
     alpha, sigma = schedule.alpha_table[index], schedule.sigma_table[index]

@@ -44,7 +44,9 @@ def draw(steps, count, schedule=None, prediction="v", seed=0, **options):
     schedule = schedule or make_schedule("linear", True)
     keys = jax.random.split(jax.random.key(seed), count)
     config = SamplerConfig(steps=steps, **options)
-    run = jax.jit(lambda keys: sample(ideal_denoiser(schedule, prediction), schedule, config, SHAPE, keys, prediction=prediction))
+    run = jax.jit(
+        lambda keys: sample(ideal_denoiser(schedule, prediction), schedule, config, SHAPE, keys, prediction=prediction)
+    )
     noise = row_noise(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), SHAPE)
     return np.asarray(run(keys), np.float64)[:, 0], np.asarray(noise, np.float64)[:, 0]
 
@@ -75,7 +77,9 @@ def test_ddim_converges_to_the_exact_flow_with_order_one():
         errors = []
         for count in steps:
             config = SamplerConfig(steps=int(count))
-            found = jax.jit(lambda k, c=config: sample(ideal_denoiser(schedule), schedule, c, SHAPE, k, dtype=jnp.float64))(keys)
+            found = jax.jit(
+                lambda k, c=config: sample(ideal_denoiser(schedule), schedule, c, SHAPE, k, dtype=jnp.float64)
+            )(keys)
             noise = row_noise(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), SHAPE, jnp.float64)
             errors.append(np.sqrt(np.mean((np.asarray(found) - exact_flow(np.asarray(noise))) ** 2)))
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
@@ -102,17 +106,17 @@ def test_a_row_depends_on_its_own_key_only():
     schedule = make_schedule("linear", True)
     keys = jax.random.split(jax.random.key(3), 5)
     config = SamplerConfig(steps=7, eta=1.0)
-    together = sample(ideal_denoiser(schedule), schedule, config, SHAPE, keys)
-    again = sample(ideal_denoiser(schedule), schedule, config, SHAPE, keys)
+    run = jax.jit(lambda keys: sample(ideal_denoiser(schedule), schedule, config, SHAPE, keys))
+    together, again = run(keys), run(keys)
     np.testing.assert_array_equal(together, again)
-    alone = sample(ideal_denoiser(schedule), schedule, config, SHAPE, keys[3:4])
+    alone = run(keys[3:4])
     np.testing.assert_allclose(alone[0], together[3], atol=1e-5)
-    other = sample(ideal_denoiser(schedule), schedule, config, SHAPE, keys[::-1])
+    other = run(keys[::-1])
     np.testing.assert_allclose(other[::-1], together, atol=1e-5)
 
 
 def test_previous_x0_is_zeros_first_and_then_the_last_estimate():
-    """A denoiser that records what it is fed and predicts x0 = 1 + what it was fed."""
+    """A denoiser that predicts x0 = 1 + what it was fed: the last of n estimates is n."""
     schedule = make_schedule("linear", True)
 
     def denoise(x_t, t, previous_x0):
@@ -125,7 +129,16 @@ def test_previous_x0_is_zeros_first_and_then_the_last_estimate():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"steps": 0}, {"steps": 1001}, {"eta": 2.0}, {"spacing": "leading"}, {"guidance": -1.0}, {"guidance_schedule": "x"}, {"guidance_power": 0.0}]
+    "bad",
+    [
+        {"steps": 0},
+        {"steps": 1001},
+        {"eta": 2.0},
+        {"spacing": "leading"},
+        {"guidance": -1.0},
+        {"guidance_schedule": "x"},
+        {"guidance_power": 0.0},
+    ],
 )
 def test_bad_sampler_settings_name_the_field(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):

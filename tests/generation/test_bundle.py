@@ -14,12 +14,28 @@ def make_bundle(**changes):
     rng = np.random.default_rng(0)
     autoencoder = Component(
         {"latent_channels": 2, "strides": [[1, 2]]},
-        {"encoder": {"stages": {"0": {"kernel": rng.normal(size=(3, 2)).astype(np.float32)}}, "bias": np.zeros(2, np.float32)}},
+        {
+            "encoder": {
+                "stages": {"0": {"kernel": rng.normal(size=(3, 2)).astype(np.float32)}},
+                "bias": np.zeros(2, np.float32),
+            }
+        },
         {"latent_mean": np.float32([1 / 3, 0.1])},
     )
     transformer = Component({"width": 4}, {"null_text": rng.normal(size=4).astype(np.float32)})
     parts = {"autoencoder": autoencoder, "transformer": transformer}
-    return Bundle(**({"components": parts, "tokenizer": b"words", "diffusion": {"schedule": "linear"}, "licences": ("mine",), "card": {"steps": 3}} | changes))
+    return Bundle(
+        **(
+            {
+                "components": parts,
+                "tokenizer": b"words",
+                "diffusion": {"schedule": "linear"},
+                "licences": ("mine",),
+                "card": {"steps": 3},
+            }
+            | changes
+        )
+    )
 
 
 def equal(a, b):
@@ -34,7 +50,13 @@ def test_round_trip(tmp_path):
     for name, part in bundle.components.items():
         assert equal(loaded.components[name].params, part.params) and equal(loaded.components[name].extra, part.extra)
         assert loaded.components[name].config == part.config
-    assert (loaded.tokenizer, loaded.diffusion, loaded.sampler, loaded.licences, loaded.card) == (b"words", {"schedule": "linear"}, None, ("mine",), {"steps": 3})
+    assert (loaded.tokenizer, loaded.diffusion, loaded.sampler, loaded.licences, loaded.card) == (
+        b"words",
+        {"schedule": "linear"},
+        None,
+        ("mine",),
+        {"steps": 3},
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]  # no temporary folder is left
 
 
@@ -109,7 +131,10 @@ def edit(path, change):
 
 
 DAMAGE = {
-    "flipped bit": (lambda p: (p / "transformer.safetensors").write_bytes(b"x" + (p / "transformer.safetensors").read_bytes()[1:]), "transformer.safetensors is damaged"),
+    "flipped bit": (
+        lambda p: (p / "transformer.safetensors").write_bytes(b"x" + (p / "transformer.safetensors").read_bytes()[1:]),
+        "transformer.safetensors is damaged",
+    ),
     "cut short": (lambda p: (p / "autoencoder.safetensors").write_bytes(b"ab"), "autoencoder.safetensors is damaged"),
     "missing file": (lambda p: (p / "tokenizer.model").unlink(), "tokenizer.model is missing"),
     "missing index": (lambda p: (p / "walt.json").unlink(), "walt.json does not exist"),
@@ -119,10 +144,19 @@ DAMAGE = {
     "unknown component": (lambda p: edit(p, lambda i: i["components"].update(vae={})), "unknown component 'vae'"),
     "no components": (lambda p: edit(p, lambda i: i.update(components={})), "no components"),
     "no section": (lambda p: edit(p, lambda i: i.pop("components")), "'components' is missing"),
-    "entry without file": (lambda p: edit(p, lambda i: i["components"]["transformer"].pop("file")), "components.transformer must name a file"),
+    "entry without file": (
+        lambda p: edit(p, lambda i: i["components"]["transformer"].pop("file")),
+        "components.transformer must name a file",
+    ),
     "entry without config": (lambda p: edit(p, lambda i: i["components"]["transformer"].pop("config")), "no config"),
-    "path that escapes": (lambda p: edit(p, lambda i: i["tokenizer"].update(file="../secret")), "not a plain file name"),
-    "absolute path": (lambda p: edit(p, lambda i: i["tokenizer"].update(file="/etc/hostname")), "not a plain file name"),
+    "path that escapes": (
+        lambda p: edit(p, lambda i: i["tokenizer"].update(file="../secret")),
+        "not a plain file name",
+    ),
+    "absolute path": (
+        lambda p: edit(p, lambda i: i["tokenizer"].update(file="/etc/hostname")),
+        "not a plain file name",
+    ),
 }
 
 

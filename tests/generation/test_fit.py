@@ -8,7 +8,13 @@ from walt.generation.fit import VideoSize, fit, fit_size
 
 @pytest.mark.parametrize(
     ("asked", "fitted"),
-    [((17, 64, 64), (17, 64, 64)), ((16, 64, 64), (17, 64, 64)), ((18, 65, 57), (21, 72, 64)), ((1, 1, 1), (1, 8, 8)), ((2, 8, 8), (5, 8, 8))],
+    [
+        ((17, 64, 64), (17, 64, 64)),
+        ((16, 64, 64), (17, 64, 64)),
+        ((18, 65, 57), (21, 72, 64)),
+        ((1, 1, 1), (1, 8, 8)),
+        ((2, 8, 8), (5, 8, 8)),
+    ],
 )
 def test_sizes(asked, fitted, capsys):
     assert fit_size(VideoSize(*asked)) == fitted

@@ -9,14 +9,21 @@ from walt.generation.init_from import InitRules, init_from
 
 BUNDLE = Bundle(
     {
-        "transformer": Component({}, {"blocks": {"kernel": np.ones((2, 3), np.float32)}, "head": {"bias": np.full(4, 2, np.float32)}}),
+        "transformer": Component(
+            {}, {"blocks": {"kernel": np.ones((2, 3), np.float32)}, "head": {"bias": np.full(4, 2, np.float32)}}
+        ),
         "autoencoder": Component({}, {"encoder": {"kernel": np.full(5, 3, np.float32)}}),
     }
 )
 
 
 def target(head=4):
-    return {"transformer": {"blocks": {"kernel": np.zeros((2, 3), np.float32)}, "head": {"bias": np.zeros(head, np.float32)}}}
+    return {
+        "transformer": {
+            "blocks": {"kernel": np.zeros((2, 3), np.float32)},
+            "head": {"bias": np.zeros(head, np.float32)},
+        }
+    }
 
 
 def test_everything_fits_and_other_components_do_not_matter():

@@ -17,9 +17,10 @@ class DiffusionConfig:
       schedule: `linear` (beta 1e-4 to 0.02) or `cosine`.
       zero_terminal_snr: rescale so that t = 1 is pure noise (W.A.L.T: FVD 60.7 with, 91.0 without).
       prediction: what the network outputs: `v`, `noise` or `x0`.
-      self_conditioning_rate: probability, per batch row, that the network sees its own first estimate of x0. 0 costs nothing; any other value costs one
-        extra forward pass of the whole batch per step.
-      text_dropout: probability, per caption, of training with the learned null text, which guidance needs. [our choice: 0.1]
+      self_conditioning_rate: probability, per batch row, that the network sees its own first estimate of x0. 0 costs
+        nothing; any other value costs one extra forward pass of the whole batch per step.
+      text_dropout: probability, per caption, of training with the learned null text, which guidance needs (0.1 is our
+        choice).
       caption_length: tokens per caption, padded or cut, in training and in sampling.
     """
 
@@ -49,7 +50,8 @@ class SamplerConfig:
 
     Attributes:
       steps: network evaluations (two at once with guidance), 1 to 1000.
-      spacing: `trailing` (t = 1 first, then equal strides down to 0) or `linspace` (t = 1 to 1/1000 in equal strides, then 0).
+      spacing: `trailing` (t = 1 first, then equal strides down to 0) or `linspace` (t = 1 to 1/1000 in equal strides,
+        then 0).
       eta: 0 is the deterministic DDIM, 1 adds as much noise as ancestral sampling.
       guidance: classifier-free guidance scale; 1 is none, 0 ignores the prompt.
       guidance_schedule: `constant`, or `power_cosine`: 1 at t = 1 rising to `guidance` at t = 0.
@@ -73,6 +75,8 @@ class SamplerConfig:
         if self.guidance < 0:
             raise ConfigError(f"guidance: {self.guidance} is negative, expected 0 or more (1 is no guidance)")
         if self.guidance_schedule not in ("constant", "power_cosine"):
-            raise ConfigError(f"guidance_schedule: unknown {self.guidance_schedule!r}, expected 'constant' or 'power_cosine'")
+            raise ConfigError(
+                f"guidance_schedule: unknown {self.guidance_schedule!r}, expected 'constant' or 'power_cosine'"
+            )
         if self.guidance_power <= 0:
             raise ConfigError(f"guidance_power: {self.guidance_power} must be positive")

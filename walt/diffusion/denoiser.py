@@ -1,4 +1,5 @@
-"""The denoiser: text encoder and transformer as one module, so that one parameter tree is trained, averaged and stored."""
+"""The denoiser: text encoder and transformer as one module, so that one parameter tree is trained, averaged and
+stored."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ class Denoiser(nnx.Module):
         is_image: Bool[Array, " b"],
         text: TextCondition | None,
     ) -> Float[Array, "b f h w c"]:
-        """The prediction at times `t` in [0, 1]; `previous_x0` is zeros when there is no estimate, and ignored by a denoiser without self-conditioning."""
+        """The prediction at times `t` in [0, 1]; `previous_x0` is zeros when there is no estimate, and ignored by a
+        denoiser without self-conditioning."""
         inputs = jnp.concatenate([x_t, previous_x0], axis=-1) if self.self_conditioning else x_t
         captions = {}
         if text is not None:

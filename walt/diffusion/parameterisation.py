@@ -1,6 +1,7 @@
 """What the network predicts, and how to go from one prediction to another: always through the pair (x0, noise).
 
-`v` = alpha noise − sigma x0 (Salimans & Ho 2022 up to naming; W.A.L.T prints another sign and order). The formulas use alpha² + sigma² = 1.
+`v` = alpha noise − sigma x0 (Salimans & Ho 2022 up to naming; W.A.L.T prints another sign and order). The formulas use
+alpha² + sigma² = 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def check_pair(prediction: str, schedule: Schedule) -> None:
     """Refuses a prediction from which x0 cannot be recovered at some time of the schedule.
 
     Raises:
-      ConfigError: the prediction is unknown, or it is `noise` and the schedule has zero terminal SNR: there x_1 is the noise itself, and x0 = (x_1 − noise) / 0.
+      ConfigError: the prediction is unknown, or it is `noise` and the schedule has zero terminal SNR: there x_1 is the
+        noise itself, and x0 = (x_1 − noise) / 0.
     """
     if prediction not in _NAMES:
         raise ConfigError(f"prediction: unknown prediction {prediction!r}, expected one of {', '.join(_NAMES)}")

@@ -1,7 +1,7 @@
 """The noising process x_t = alpha(t) x0 + sigma(t) noise, with t in [0, 1], t = 1 being noise.
 
-Schedules are tables at t = i/1000 for i = 0...1000, computed once in float64. Entry 0 is clean data (alpha 1, sigma 0); training draws i from 1...1000 and samplers
-end at entry 0.
+Schedules are tables at t = i/1000 for i = 0...1000, computed once in float64. Entry 0 is clean data (alpha 1, sigma 0);
+training draws i from 1...1000 and samplers end at entry 0.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ class Schedule:
 def make_schedule(name: ScheduleName, zero_terminal_snr: bool) -> Schedule:
     """The named schedule as tables.
 
-    `linear`: beta from 1e-4 to 0.02 over 1000 steps (Ho et al. 2020). `cosine`: Nichol & Dhariwal 2021, equation 17, beta clipped at 0.999.
-    `zero_terminal_snr` rescales alpha linearly so that alpha(1) = 0 and alpha(1/1000) is unchanged (Lin et al. 2023, algorithm 1).
+    `linear`: beta from 1e-4 to 0.02 over 1000 steps (Ho et al. 2020). `cosine`: Nichol & Dhariwal 2021, equation 17,
+    beta clipped at 0.999.
+    `zero_terminal_snr` rescales alpha linearly so that alpha(1) = 0 and alpha(1/1000) is unchanged (Lin et al. 2023,
+    algorithm 1).
 
     Raises:
       ConfigError: the name is unknown.
@@ -69,7 +71,8 @@ def make_schedule(name: ScheduleName, zero_terminal_snr: bool) -> Schedule:
 
 
 def draw_timesteps(key: jax.Array, frames: int, is_image: Array) -> Float[Array, " f"]:
-    """Times of one batch row, uniform over i/1000, i = 1...1000: one draw for a video, one per frame for a stack of images."""
+    """Times of one batch row, uniform over i/1000, i = 1...1000: one draw for a video, one per frame for a stack of
+    images."""
     index: Int[Array, " f"] = jax.random.randint(key, (frames,), 1, NUM_TIMESTEPS + 1)
     return jnp.where(is_image, index, index[0]) / NUM_TIMESTEPS
 

@@ -1,7 +1,7 @@
 """Drawing latents: DDIM (Song et al. 2021) over a fixed list of times, under one `lax.scan`.
 
-A `Denoise` function maps (x_t, t, previous_x0) to a prediction. `previous_x0` is the estimate of the last step, zeros at first, for denoisers trained with
-self-conditioning; with guidance it is the guided estimate.
+A `Denoise` function maps (x_t, t, previous_x0) to a prediction. `previous_x0` is the estimate of the last step, zeros
+at first, for denoisers trained with self-conditioning; with guidance it is the guided estimate.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ def sample(
     prediction: Prediction = "v",
     dtype=jnp.float32,
 ) -> Float[Array, "b f ..."]:
-    """Latents of `shape` (one row: `(F, h, w, c)`) for each of the `keys` [B]. A row depends on its own key, whatever its neighbours.
+    """Latents of `shape` (one row: `(F, h, w, c)`) for each of the `keys` [B]. A row depends on its own key, whatever
+    its neighbours.
 
-    `denoise` receives x_t [B, *shape], t [B, F] and previous_x0 [B, *shape], and returns the named prediction; guidance, if any, is already inside it.
+    `denoise` receives x_t [B, *shape], t [B, F] and previous_x0 [B, *shape], and returns the named prediction;
+    guidance, if any, is already inside it.
     """
     indices = sampling_timesteps(config)
     alpha, sigma = schedule.alpha_table[indices], schedule.sigma_table[indices]

@@ -1,6 +1,7 @@
 """Stage 2: training the denoiser on latents with captions.
 
-Every random draw of a batch row comes from that row's own key, so its loss depends neither on its neighbours nor on how the batch is split.
+Every random draw of a batch row comes from that row's own key, so its loss depends neither on its neighbours nor on how
+the batch is split.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class DiffusionTask:
         params, extra = self.denoiser.init(key)
         return {"model": params}, extra
 
-    def gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[dict[str, Tree], Tree, dict[str, Array]]:
+    def gradients(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[dict[str, Tree], Tree, dict[str, Array]]:
         """Gradients of the mean loss over the rows of `batch`."""
 
         def mean_loss(params: Tree) -> Array:
@@ -84,7 +87,8 @@ class DiffusionTask:
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
     def row_cost(self) -> RowCost:
-        """Forward and backward of the transformer, and its self-conditioning forward at its rate; the small text encoder is not counted."""
+        """Forward and backward of the transformer, and its self-conditioning forward at its rate; the small text
+        encoder is not counted."""
         frames, height, width = self.transformer.grid
         passes = 3 + self.diffusion.self_conditioning_rate
         return RowCost(tokens=frames * height * width, flops=passes * transformer_flops(self.transformer))
@@ -105,7 +109,8 @@ class DiffusionTask:
         text = self._text(denoiser, batch, drop_keys)
         previous_x0 = jnp.zeros_like(x0)
         if self.diffusion.self_conditioning_rate > 0:
-            # Gradients are stopped at the inputs, not at the result, so that nothing of this pass is kept for the backward pass.
+            # Gradients are stopped at the inputs, not at the result, so that nothing of this pass is kept for the
+            # backward pass.
             frozen = self.denoiser.bind(jax.lax.stop_gradient(params), extra)
             value = frozen(x_t, t, previous_x0, is_image=is_image, text=jax.lax.stop_gradient(text))
             estimate, _ = parameterisation.to_x0_and_noise(self.diffusion.prediction, value, x_t, alpha, sigma)

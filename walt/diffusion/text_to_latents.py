@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -36,18 +34,22 @@ def text_to_latents(
       shape: latents of one video.
       diffusion: what the denoiser was trained with.
       sampler: steps, spacing, guidance.
-      strength: replaces `sampler.guidance`; may be a traced scalar, so that one compiled program serves every strength. A Python number 1 skips the unconditional
-        branch, and with it half of the work.
+      strength: replaces `sampler.guidance`; may be a traced scalar, so that one compiled program serves every strength.
+        A Python number 1 skips the unconditional branch, and with it half of the work.
       negative: (token ids, mask) to steer away from, in place of the learned null text.
     """
     strength = sampler.guidance if strength is None else strength
+
+    def denoise(x_t: Array, t: Array, previous_x0: Array, text: TextCondition) -> Array:
+        return denoiser(x_t, t, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), text=text)
+
     conditional = _condition(denoiser, captions, shape[0], drop=False)
-    denoise: Callable[..., Array] = lambda x, t, x0, text: denoiser(x, t, x0, is_image=jnp.zeros(x.shape[0], bool), text=text)  # noqa: E731
     if isinstance(strength, (int, float)) and strength == 1:
-        step = lambda x, t, x0: denoise(x, t, x0, conditional)  # noqa: E731
+        step = guidance.unguided(denoise, conditional)
     else:
         null = _condition(denoiser, captions if negative is None else negative, shape[0], drop=negative is None)
-        step = guidance.classifier_free(denoise, conditional, null, lambda t: guidance.guidance_scale(sampler, strength, t))
+        scale = guidance.scale_over_time(sampler, strength)
+        step = guidance.classifier_free(denoise, conditional, null, scale)
     return sample(step, diffusion.make_schedule(), sampler, shape, keys, prediction=diffusion.prediction)
 
 

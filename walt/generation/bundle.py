@@ -6,8 +6,9 @@
     text_encoder.safetensors
     tokenizer.model            SentencePiece
 
-Every component but one may be missing: a stage-1 export holds the autoencoder alone. Weights are stored as float32 or float16 and always load as float32; nothing in a
-bundle is code. Whatever format 1 was at its first release must load for ever: add optional keys, never change the meaning of one.
+Every component but one may be missing: a stage-1 export holds the autoencoder alone. Weights are stored as float32 or
+float16 and always load as float32; nothing in a bundle is code. Whatever format 1 was at its first release must load
+for ever: add optional keys, never change the meaning of one.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def is_bundle(path: epath.PathLike) -> bool:
 
 
 def write_bundle(bundle: Bundle, path: epath.PathLike, dtype: Literal["float32", "float16"] = "float32") -> None:
-    """Writes `bundle` as the folder `path`, which is replaced if it is a bundle already and appears only once it is whole.
+    """Writes `bundle` as the folder `path`, which appears only once it is whole; an older bundle there is replaced.
 
     `dtype` is the storage type of parameters; other variables stay float32.
 
@@ -89,11 +90,19 @@ def write_bundle(bundle: Bundle, path: epath.PathLike, dtype: Literal["float32",
     if bundle.tokenizer is not None:
         files[TOKENIZER] = bundle.tokenizer
         index["tokenizer"] = {"file": TOKENIZER, "sha256": _sha256(bundle.tokenizer)}
-    index |= {"diffusion": bundle.diffusion, "sampler": bundle.sampler, "licences": bundle.licences, "card": bundle.card}
+    index |= {
+        "diffusion": bundle.diffusion,
+        "sampler": bundle.sampler,
+        "licences": bundle.licences,
+        "card": bundle.card,
+    }
     try:
-        files[INDEX] = (json.dumps(index, indent=2, allow_nan=False) + "\n").encode()  # last: a folder without it is no bundle
+        # Last, since a folder without it is no bundle.
+        files[INDEX] = f"{json.dumps(index, indent=2, allow_nan=False)}\n".encode()
     except (TypeError, ValueError) as error:
-        raise BundleError(f"{target}: the configs and the card of a bundle must be plain JSON values: {error}") from error
+        raise BundleError(
+            f"{target}: the configs and the card of a bundle must be plain JSON values: {error}"
+        ) from error
     _write_folder(target, files)
 
 
@@ -183,7 +192,9 @@ def _read_index(path: epath.Path) -> dict[str, Any]:
     if not isinstance(index, dict) or not isinstance(index.get("format"), int):
         raise BundleError(f"{path} is not the index of a bundle: it has no format number")
     if index["format"] != FORMAT:
-        raise BundleError(f"{path} has format {index['format']}, and this version reads format {FORMAT}; install a newer version of walt")
+        raise BundleError(
+            f"{path} has format {index['format']}, and this version reads format {FORMAT}; install a newer version of walt"
+        )
     return index
 
 
@@ -195,7 +206,7 @@ def _section(index: Mapping[str, Any], name: str, folder: epath.Path) -> Mapping
 
 
 def _read_checked(folder: epath.Path, entry: Any, what: str) -> bytes:
-    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not isinstance(entry.get("sha256"), str):
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("file", "sha256")):
         raise BundleError(f"{folder / INDEX}: {what} must name a file and its sha256")
     name = entry["file"]
     # A bundle comes from anywhere: it must not make us read elsewhere on the disk.

@@ -1,6 +1,7 @@
 """Sizes the autoencoder does not take: round up, pad by repeating the edge, crop back.
 
-The encoder itself refuses them, so that no size is changed silently; `Pipeline` and `walt reconstruct` come through here and say what they did.
+The encoder itself refuses them, so that no size is changed silently; `Pipeline` and `walt reconstruct` come through
+here and say what they did.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class VideoSize(NamedTuple):
 
 
 def fit_size(size: VideoSize, time_factor: int = 4, space_factor: int = 8) -> VideoSize:
-    """The smallest size with 1 + time_factor·k frames and sides that are multiples of space_factor that holds `size`; says so if it differs."""
+    """The smallest size that the autoencoder takes and that holds `size`: 1 + time_factor·k frames, sides multiples of
+    space_factor. Prints a line if it differs."""
     frames, height, width = size
     fitted = VideoSize(
         1 + -(-(frames - 1) // time_factor) * time_factor,
@@ -32,15 +34,20 @@ def fit_size(size: VideoSize, time_factor: int = 4, space_factor: int = 8) -> Vi
         -(-width // space_factor) * space_factor,
     )
     if fitted != size:
-        print(f"{size} is rounded up to {fitted} (1 + {time_factor}k frames, sides multiples of {space_factor}) and cropped back")
+        print(
+            f"{size} is rounded up to {fitted} (1 + {time_factor}k frames, sides multiples of {space_factor}) and cropped back"
+        )
     return fitted
 
 
 def fit(
     video: Shaped[np.ndarray, "*n t h w c"], time_factor: int = 4, space_factor: int = 8
 ) -> tuple[Shaped[np.ndarray, "*n T H W c"], Callable[[np.ndarray], np.ndarray]]:
-    """The video padded to a size the autoencoder takes by repeating its last frame, row and column, and the function that crops a result back."""
+    """The video padded to a size the autoencoder takes by repeating its last frame, row and column, and the function
+    that crops a result back."""
     size = VideoSize(*video.shape[-4:-1])
     fitted = fit_size(size, time_factor, space_factor)
     padding = [(0, 0)] * (video.ndim - 4) + [(0, big - small) for big, small in zip(fitted, size)] + [(0, 0)]
-    return np.pad(video, padding, mode="edge"), lambda result: result[..., : size.frames, : size.height, : size.width, :]
+    return np.pad(video, padding, mode="edge"), lambda result: result[
+        ..., : size.frames, : size.height, : size.width, :
+    ]

@@ -1,4 +1,5 @@
-"""Starting a training run from a bundle's weights, with a fresh optimiser: which stored array goes where, strictly by default."""
+"""Starting a training run from a bundle's weights, with a fresh optimiser: which stored array goes where, strictly by
+default."""
 
 from __future__ import annotations
 
@@ -14,14 +15,15 @@ from walt.generation.bundle import Bundle, Tree, flatten, unflatten
 
 @dataclasses.dataclass(frozen=True)
 class InitRules:
-    """How stored paths become parameter paths. Patterns are regular expressions searched in paths such as `transformer/blocks/attention/qkv/kernel`.
+    """How stored paths become parameter paths. Patterns are regular expressions searched in paths such as
+    `transformer/blocks/attention/qkv/kernel`.
 
     Attributes:
       path: bundle, work directory or shipped name.
       rename: (pattern, replacement) pairs, applied to each stored path in order.
       skip: parameters that match keep their fresh value, and stored arrays that match (after renaming) are left out.
-      strict: every parameter must be found and every stored array of the components concerned used, unless skipped. Otherwise only what fits in name and
-        shape is taken.
+      strict: every parameter must be found and every stored array of the components concerned used, unless skipped.
+        Otherwise only what fits in name and shape is taken.
     """
 
     path: str
@@ -41,8 +43,10 @@ def init_from(target: Tree, bundle: Bundle, rules: InitRules) -> tuple[Tree, lis
     """`target` with values of `bundle` in place of its own, and the lines that say what came from where.
 
     Args:
-      target: fresh parameters by component, such as {"transformer": ..., "text_encoder": ...}; abstract arrays will do where the bundle has a value.
-      bundle: its components are looked up under the same names; components that `target` lacks, after renaming, are not concerned.
+      target: fresh parameters by component, such as {"transformer": ..., "text_encoder": ...}; abstract arrays will do
+        where the bundle has a value.
+      bundle: its components are looked up under the same names; components that `target` lacks, after renaming, are not
+        concerned.
       rules: see `InitRules`.
 
     Raises:
@@ -51,7 +55,9 @@ def init_from(target: Tree, bundle: Bundle, rules: InitRules) -> tuple[Tree, lis
     wanted = flatten(target)
     stored = _renamed(bundle, rules)
     stored = {path: array for path, array in stored.items() if path.split("/")[0] in target}
-    skipped = {path for path in wanted.keys() | stored.keys() if any(re.search(pattern, path) for pattern in rules.skip)}
+    skipped = {
+        path for path in wanted.keys() | stored.keys() if any(re.search(pattern, path) for pattern in rules.skip)
+    }
     taken, problems = {}, []
     for path in sorted((wanted.keys() | stored.keys()) - skipped):
         if path not in stored:
@@ -59,12 +65,15 @@ def init_from(target: Tree, bundle: Bundle, rules: InitRules) -> tuple[Tree, lis
         elif path not in wanted:
             problems.append(f"{path}: in the bundle, but the model has no such parameter")
         elif tuple(stored[path].shape) != tuple(wanted[path].shape):
-            problems.append(f"{path}: {tuple(stored[path].shape)} in the bundle, {tuple(wanted[path].shape)} in the model")
+            problems.append(
+                f"{path}: {tuple(stored[path].shape)} in the bundle, {tuple(wanted[path].shape)} in the model"
+            )
         else:
             taken[path] = np.asarray(stored[path], wanted[path].dtype)
     if problems and rules.strict:
         raise ConfigError(
-            f"init_from {rules.path}: the bundle does not fit the model (rename or skip these, or set strict=False):\n  " + "\n  ".join(problems)
+            f"init_from {rules.path}: the bundle does not fit the model (rename or skip these, or set strict=False):\n  "
+            + "\n  ".join(problems)
         )
     fresh = wanted.keys() - taken.keys()
     return unflatten(wanted | taken), [

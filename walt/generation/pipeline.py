@@ -116,10 +116,11 @@ class Pipeline:
 
         Args:
           prompt: one prompt, or several.
-          num_frames, height, width: size in pixels; by default, and at most, what the model was trained on. A smaller video is the first frames and the
-            middle of a full one.
+          num_frames, height, width: size in pixels; by default, and at most, what the model was trained on. A smaller
+            video is the first frames and the middle of a full one.
           steps: denoising steps; by default the bundle's.
-          guidance: how strongly to follow the prompt, 1 being not at all beyond what was learned; by default the bundle's.
+          guidance: how strongly to follow the prompt, 1 being not at all beyond what was learned; by default the
+            bundle's.
           seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size.
           negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
           batch_size: videos computed at a time.
@@ -148,13 +149,15 @@ class Pipeline:
         return video[0] if isinstance(prompt, str) else video
 
     def reconstruct(self, video: UInt8[np.ndarray, "*n t h w 3"]) -> UInt8[np.ndarray, "*n t h w 3"]:
-        """A video through the autoencoder and back, at its own size; sizes the encoder does not take are padded and cropped back, with a line that says so."""
+        """A video through the autoencoder and back, at its own size; sizes the encoder does not take are padded and
+        cropped back, with a line that says so."""
         _check_video(video)
         padded, crop = fit(video, self._autoencoder_config.time_factor, self._autoencoder_config.space_factor)
         return crop(self.decode(self.encode(padded)))
 
     def encode(self, video: UInt8[np.ndarray, "*n t h w 3"]) -> Float[np.ndarray, "*n f i j c"]:
-        """Normalised latents of a video of 1 + 4k frames with sides that are multiples of 8 (factors of the autoencoder); others raise `ValueError`."""
+        """Normalised latents of a video of 1 + 4k frames with sides that are multiples of 8 (factors of the
+        autoencoder); others raise `ValueError`."""
         _check_video(video)
         latents = self._encode(self._autoencoder_weights, video.reshape((-1, *video.shape[-4:])))
         return np.asarray(latents).reshape((*video.shape[:-4], *latents.shape[1:]))
@@ -170,7 +173,9 @@ class Pipeline:
         text = ", ".join(f"{name.replace('_', ' ')} {_millions(tree)}" for name, tree in parts.items())
         return f"{text}; generates {self.video_size}" if self.video_size else text
 
-    def _sample_latents(self, weights: Any, captions: Any, keys: Any, strength: Any, negative: Any, sampler: SamplerConfig) -> Array:
+    def _sample_latents(
+        self, weights: Any, captions: Any, keys: Any, strength: Any, negative: Any, sampler: SamplerConfig
+    ) -> Array:
         denoiser = self._denoiser.bind(*weights)
         return text_to_latents(
             denoiser, captions, keys, self._latent_shape, self._diffusion, sampler, strength=strength, negative=negative
@@ -243,7 +248,8 @@ def _config(cls: type[T], values: Mapping[str, Any] | None, what: str) -> T:
 
 
 def _weights(model: Functional[Any], params: Tree, extra: Tree, what: str) -> tuple[Tree, Tree]:
-    """Weights on the device, after a check that names the first array that is missing, left over or of another shape."""
+    """Weights on the device, after a check that names the first array that is missing, left over or of another
+    shape."""
     expected = flatten({"params": model.abstract_params, "extra": model.abstract_extra})
     given = flatten({"params": params, "extra": extra})
     for path in sorted(expected.keys() | given.keys()):
@@ -252,7 +258,9 @@ def _weights(model: Functional[Any], params: Tree, extra: Tree, what: str) -> tu
         if path not in expected:
             raise BundleError(f"{what}: the array {path} is not part of a model of this config")
         if given[path].shape != expected[path].shape:
-            raise BundleError(f"{what}: {path} has shape {given[path].shape}, the config calls for {expected[path].shape}")
+            raise BundleError(
+                f"{what}: {path} has shape {given[path].shape}, the config calls for {expected[path].shape}"
+            )
     return jax.tree.map(jnp.asarray, (params, extra))
 
 

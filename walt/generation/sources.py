@@ -24,7 +24,8 @@ def shipped_bundles() -> list[str]:
 def open_bundle(path: epath.PathLike, weights: Weights = "ema") -> Bundle:
     """The model at `path`: a shipped name, a bundle (local or `gs://`), or the latest checkpoint of a work directory.
 
-    A shipped name wins over a folder of that name; write `./mini` for the folder. `weights` chooses, for a work directory, between averaged and raw weights.
+    A shipped name wins over a folder of that name; write `./mini` for the folder. `weights` chooses, for a work
+    directory, between averaged and raw weights.
 
     Raises:
       BundleError: there is none, or it is incomplete.
@@ -37,7 +38,9 @@ def open_bundle(path: epath.PathLike, weights: Weights = "ema") -> Bundle:
     if (folder / "checkpoints").is_dir():
         return bundle_of_workdir(folder, weights)
     names = f"; shipped models: {', '.join(shipped_bundles())}" if shipped_bundles() else ""
-    problem = "holds neither walt.json (a bundle) nor checkpoints (a work directory)" if folder.exists() else "does not exist"
+    problem = (
+        "holds neither walt.json (a bundle) nor checkpoints (a work directory)" if folder.exists() else "does not exist"
+    )
     raise BundleError(f"{path} {problem}{names}")
 
 
@@ -48,7 +51,9 @@ def bundle_of_workdir(workdir: epath.PathLike, weights: Weights = "ema") -> Bund
       BundleError: a part that the run's config names is not to be found.
       walt.training.checkpoint.CheckpointError: there is no whole checkpoint.
     """
-    from walt.training.checkpoint import restore_parts  # imports Orbax, which takes seconds that a bundle need not wait for
+    from walt.training.checkpoint import (
+        restore_parts,
+    )  # imports Orbax, which takes seconds that a bundle need not wait for
 
     params, ema, extra, config, step = restore_parts(workdir)
     chosen = {**params, **ema} if weights == "ema" else params
@@ -57,20 +62,28 @@ def bundle_of_workdir(workdir: epath.PathLike, weights: Weights = "ema") -> Bund
         autoencoder = Component(_plain(config.autoencoder), chosen["generator"], extra)
         return Bundle({"autoencoder": autoencoder}, card=card)
     if "model" not in chosen:
-        raise BundleError(f"{workdir} holds parameters of {', '.join(chosen)}, and neither an autoencoder's nor a denoiser's")
+        raise BundleError(
+            f"{workdir} holds parameters of {', '.join(chosen)}, and neither an autoencoder's nor a denoiser's"
+        )
     return _denoiser_bundle(epath.Path(workdir), config, chosen["model"], extra, card)
 
 
-def _denoiser_bundle(workdir: epath.Path, config: ConfigDict, params: Tree, extra: Tree, card: dict[str, Any]) -> Bundle:
+def _denoiser_bundle(
+    workdir: epath.Path, config: ConfigDict, params: Tree, extra: Tree, card: dict[str, Any]
+) -> Bundle:
     first_stage = _autoencoder_of(workdir, str(config.autoencoder_path))
     configs = {"transformer": config.transformer, "text_encoder": config.text}
-    components = {name: Component(_plain(configs[name]), params[name], extra.get(name, {})) for name in configs if name in params}
+    components = {
+        name: Component(_plain(configs[name]), params[name], extra.get(name, {})) for name in configs if name in params
+    }
     tokenizer = None
     if "text_encoder" in components:
         try:
             tokenizer = (workdir / TOKENIZER).read_bytes()
         except OSError as error:
-            raise BundleError(f"{workdir / TOKENIZER} cannot be read, and the run's text encoder needs it: {error}") from error
+            raise BundleError(
+                f"{workdir / TOKENIZER} cannot be read, and the run's text encoder needs it: {error}"
+            ) from error
     return Bundle(
         {"autoencoder": first_stage.components["autoencoder"], **components},
         tokenizer=tokenizer,
