@@ -1,49 +1,294 @@
+import dataclasses
+import json
+from pathlib import Path
+
 import jax
 import linear
 import numpy as np
+import pytest
 
+from walt.config import ConfigError, to_config_dict
+from walt.training.budget import steps_for_budget
+from walt.training.checkpoint import latest_step, restore_parts
+from walt.training.heldout import HeldOut
+from walt.training.loop import NonFiniteError
 from walt.training.metrics import read_metrics
 
 
-def equal(left, right):
+def assert_equal(left, right):
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-TIMES = {"time", "seconds", "eta_seconds"}
+def without_times(records):
+    times = {"time", "seconds", "eta_seconds"}
+    return [{k: v for k, v in r.items() if k not in times and not k.endswith("_per_second")} for r in records]
 
 
-def comparable(records):
-    return [{k: v for k, v in r.items() if k not in TIMES and not k.endswith("_per_second")} for r in records]
+def files(workdir):
+    return {path: path.read_bytes() for path in Path(workdir).rglob("*") if path.is_file()}
 
 
-def test_learns(tmp_path):
-    state = linear.run(tmp_path, linear.make_config(num_steps=200, log_every=50))
-    losses = [record["loss"] for record in read_metrics(tmp_path)]
-    assert int(state.step) == 200
-    assert losses[-1] < 0.2 * losses[0]
+def run_until(workdir, config, step, **arguments):
+    """Train, but the power fails before the batch of `step` comes."""
 
+    class PowerCut(Exception):
+        pass
 
-def test_resume_is_exact(tmp_path):
-    straight = linear.run(tmp_path / "straight", linear.make_config(num_steps=33, checkpoint_every=7))
-    for steps in (9, 21, 33):  # ends off the log and checkpoint grid
-        schedule = linear.make_config(num_steps=33, checkpoint_every=7)
-        resumed = stop_after(tmp_path / "resumed", schedule, steps)
-    equal(straight, resumed)
-    assert comparable(read_metrics(tmp_path / "straight")) == comparable(read_metrics(tmp_path / "resumed"))
-
-
-def stop_after(workdir, config, steps):
-    class Stopping(linear.LinearLoader):
+    class Loader(linear.LinearLoader):
         def batches(self, start_step=0):
-            for step, batch in enumerate(super().batches(start_step), start_step):
-                if step == steps:
-                    raise KeyboardInterrupt
+            for index, batch in enumerate(super().batches(start_step), start_step):
+                if index == step:
+                    raise PowerCut
                 yield batch
 
-    try:
-        return linear.run(workdir, config, loader=Stopping())
-    except KeyboardInterrupt:
-        return None
+    with pytest.raises(PowerCut):
+        linear.run(workdir, config, loader=Loader(), **arguments)
+
+
+class Counting:
+    """An evaluator that remembers when it was asked."""
+
+    name = "counting"
+
+    def __init__(self, every=5, fails_at=None):
+        self.every, self.fails_at, self.asked = every, fails_at, []
+
+    def __call__(self, state, step):
+        if step == self.fails_at:
+            raise RuntimeError("the evaluator broke")
+        self.asked.append((int(state.step), step))
+        return {"bias": float(state.params["model"]["linear"]["bias"].sum())}
+
+
+def test_learns_and_logs(tmp_path):
+    state = linear.run(tmp_path, linear.make_config(num_steps=200, log_every=50))
+    records = read_metrics(tmp_path)
+    assert int(state.step) == 200 and [record["step"] for record in records] == [50, 100, 150, 200]
+    assert records[-1]["loss"] < 0.2 * records[0]["loss"]
+    last = records[-1]
+    assert last["examples_per_second"] == pytest.approx(16 * last["steps_per_second"])
+    assert last["tokens_per_second"] == pytest.approx(last["examples_per_second"])
+    assert last["model_flops_per_second"] == pytest.approx(last["examples_per_second"] * 6 * 8 * 16)
+    assert last["eta_seconds"] == 0 and records[0]["eta_seconds"] > 0
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_resuming_is_exact(tmp_path):
+    config = linear.make_config(num_steps=33, checkpoint_every=7)
+    straight = linear.run(tmp_path / "straight", config, evaluators=[Counting()])
+    for step in (9, 23):  # neither on the log nor on the checkpoint grid
+        run_until(tmp_path / "resumed", config, step, evaluators=[Counting()])
+    loader = linear.LinearLoader()
+    resumed = linear.run(tmp_path / "resumed", config, loader=loader, evaluators=[Counting()])
+    assert loader.asked == list(range(21, 33))
+    assert_equal(straight, resumed)
+    expected, found = (without_times(read_metrics(tmp_path / name)) for name in ("straight", "resumed"))
+    assert expected == found
+    assert [record["step"] for record in found if "loss" in record] == [4, 8, 12, 16, 20, 24, 28, 32, 33]
+
+
+def test_seconds_go_on_after_resuming(tmp_path):
+    config = linear.make_config()
+    run_until(tmp_path, config, 15)
+    linear.run(tmp_path, config)
+    seconds = [record["seconds"] for record in read_metrics(tmp_path)]
+    assert seconds == sorted(seconds)
+
+
+def test_a_finished_run_is_a_no_op(tmp_path, capsys):
+    config, calls = linear.make_config(), []
+
+    def calibrate(state):
+        calls.append(int(state.step))
+        return dataclasses.replace(state, extra={**state.extra, "mean_loss": state.extra["mean_loss"] + 100})
+
+    first = linear.run(tmp_path, config, on_finish=calibrate)
+    before = files(tmp_path)
+    loader = linear.LinearLoader()
+    second = linear.run(tmp_path, config, loader=loader, on_finish=calibrate, evaluators=())
+    assert calls == [20] and loader.asked == [] and files(tmp_path) == before
+    assert_equal(first, second)
+    assert restore_parts(tmp_path)[2]["mean_loss"] > 100
+    assert "has finished its 20 steps; nothing to do" in capsys.readouterr().out
+
+
+def test_finishing_at_a_step_that_is_saved_already(tmp_path):
+    run_until(tmp_path, linear.make_config(), 12)
+    config = linear.make_config(num_steps=10)
+    done = linear.run(
+        tmp_path, config, on_finish=lambda state: dataclasses.replace(state, extra={"mean_loss": np.float32(7.0)})
+    )
+    assert int(done.step) == 10
+    assert restore_parts(tmp_path)[2]["mean_loss"] == 7.0
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0", "10"]
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path):
+    linear.run(tmp_path, linear.make_config(num_steps=10))
+    assert int(linear.run(tmp_path, linear.make_config(num_steps=15)).step) == 15
+
+
+def test_a_run_cannot_be_made_shorter(tmp_path):
+    linear.run(tmp_path, linear.make_config(num_steps=20))
+    with pytest.raises(ConfigError, match="is at step 20 already, but num_steps is 15"):
+        linear.run(tmp_path, linear.make_config(num_steps=15))
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = linear.make_config(num_steps=40, checkpoint_every=10)
+    with pytest.raises(NonFiniteError, match="loss is nan at step 26"):
+        linear.run(tmp_path / "bad", config, task=linear.LinearTask(bad_loss_at=25))
+    assert latest_step(tmp_path / "bad") == 20
+    params = restore_parts(tmp_path / "bad")[0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    last = read_metrics(tmp_path / "bad")[-1]
+    assert last["step"] == 26 and last["loss"] is None
+    with pytest.raises(NonFiniteError, match="at step 26"):  # and again: resuming is exact
+        linear.run(tmp_path / "bad", config, task=linear.LinearTask(bad_loss_at=25))
+
+
+@pytest.mark.parametrize("step", [9, 10, 19])
+def test_a_non_finite_loss_is_never_saved(tmp_path, step):
+    # At the very step before a checkpoint, after it, and before the last: metrics are read late, but not too late.
+    with pytest.raises(NonFiniteError, match=f"at step {step + 1}"):
+        linear.run(tmp_path, task=linear.LinearTask(bad_loss_at=step))
+    assert latest_step(tmp_path) == (step // 10) * 10
+
+
+def test_a_few_skipped_updates_are_survived_but_not_many(tmp_path):
+    state = linear.run(tmp_path / "few", task=linear.LinearTask(bad_gradients_at=(3, 4, 8)))
+    assert int(state.step) == 20
+    assert [record["skipped"] for record in read_metrics(tmp_path / "few")[:3]] == [0.25, 0.25, 0.25]
+    config = linear.make_config(max_skipped_steps=2)
+    with pytest.raises(NonFiniteError, match="not finite at step 8 nor at the 2 steps before"):
+        linear.run(tmp_path / "many", config, task=linear.LinearTask(bad_gradients_at=(5, 6, 7, 8)))
+
+
+def test_evaluators_run_when_due_and_at_the_end(tmp_path):
+    evaluator = Counting(every=6)
+    linear.run(tmp_path, linear.make_config(num_steps=20), evaluators=[evaluator])
+    assert evaluator.asked == [(6, 6), (12, 12), (18, 18), (20, 20)]
+    logged = [record["step"] for record in read_metrics(tmp_path) if "counting/bias" in record]
+    assert logged == [6, 12, 18, 20]
+
+
+def test_an_evaluation_that_failed_is_made_up_for(tmp_path):
+    with pytest.raises(RuntimeError, match="the evaluator broke"):
+        linear.run(tmp_path, evaluators=[Counting(every=10, fails_at=10)])
+    assert latest_step(tmp_path) == 10  # saved before it was looked at
+    again = Counting(every=10)
+    linear.run(tmp_path, evaluators=[again])
+    assert again.asked == [(10, 10), (20, 20)]
+
+
+def test_held_out_loss_uses_averaged_parameters(tmp_path):
+    task = linear.LinearTask(noise=0.0)
+    heldout = HeldOut(task, linear.LinearLoader(), every=10, num_batches=2)
+    state = linear.run(tmp_path, task=task, evaluators=[heldout])
+    batches = linear.LinearLoader().batches()
+    expected = np.mean([task.loss(state.ema, next(batches), jax.random.key(0)) for _ in range(2)])
+    assert read_metrics(tmp_path)[-1]["heldout/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_starting_from_given_parameters(tmp_path):
+    task = linear.LinearTask()
+    params, extra = jax.tree.map(np.asarray, task.init(jax.random.key(7)))
+    config = linear.make_config(num_steps=10)
+    linear.run(tmp_path, config, initial_params=params, initial_extra={**extra, "mean_loss": np.float32(5)})
+    start = restore_parts(tmp_path, 0)
+    assert_equal((start[0], start[1]), (params, params))
+    assert start[2]["mean_loss"] == 5
+    params["model"]["linear"]["kernel"] = params["model"]["linear"]["kernel"][:3]
+    with pytest.raises(ConfigError, match=r"linear/kernel has shape \(3, 16\), the model expects \(8, 16\)"):
+        linear.run(tmp_path / "other", config, initial_params=params)
+    del params["model"]["linear"]["kernel"]
+    with pytest.raises(ConfigError, match="linear/kernel is missing"):
+        linear.run(tmp_path / "other", config, initial_params=params)
+    with pytest.raises(ConfigError, match="group 'generator', but the task has model"):
+        linear.run(tmp_path / "other", config, initial_params={"generator": {}})
+
+
+def test_a_changed_model_is_refused_and_nothing_is_touched(tmp_path):
+    def start(width, **changes):
+        config = linear.make_config(**changes)
+        settings = to_config_dict(config)
+        settings.transformer = {"width": width, "depth": 2}
+        return linear.run(tmp_path, config, resolved_config=settings, model_keys=("transformer",))
+
+    start(192)
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match=r"transformer\.width: 192 -> 256"):
+        start(256, num_steps=30)
+    assert files(tmp_path) == before
+    start(192, num_steps=30)  # other settings may change
+
+
+def test_model_keys_are_whole_names(tmp_path):
+    config = linear.make_config()
+    settings = to_config_dict(config)
+    settings.text_encoder = 1
+    linear.run(tmp_path, config, resolved_config=settings, model_keys=("text",))
+    settings.text_encoder = 2
+    linear.run(tmp_path, config, resolved_config=settings, model_keys=("text",))
+
+
+def test_metrics_without_a_checkpoint_are_not_overwritten(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n')
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match="no whole checkpoint to resume from"):
+        linear.run(tmp_path)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: batch.pop("y"), "no entry 'y', which the task needs; they have row, x"),
+        (lambda batch: batch.update(x=batch["x"][:, :3]), r"'x' has rows of shape \(3,\).*expects \(8,\)"),
+        (lambda batch: batch.update(x=batch["x"].astype(np.float64)), "dtype float64; the task expects .* float32"),
+    ],
+)
+def test_batches_that_do_not_fit_the_task(tmp_path, change, message):
+    class Loader(linear.LinearLoader):
+        def batches(self, start_step=0):
+            for batch in super().batches(start_step):
+                change(batch)
+                yield batch
+
+    with pytest.raises(ConfigError, match=message):
+        linear.run(tmp_path, loader=Loader())
+
+
+def test_a_batch_size_that_does_not_divide(tmp_path):
+    with pytest.raises(ConfigError, match=r"a batch of 6 rows does not divide into accumulation=4 .* multiple of 4"):
+        linear.run(tmp_path, linear.make_config(accumulation=4), loader=linear.LinearLoader(batch_size=6))
+
+
+def test_steps_for_budget_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task, config = linear.LinearTask(), linear.make_config()
+    steps = steps_for_budget(task, linear.LinearLoader(seconds=0.02), config, 2.0, devices=jax.devices()[:1])
+    assert 10 <= steps <= 100
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_profile_traces_the_steps_asked_for(tmp_path):
+    linear.run(tmp_path, linear.make_config(num_steps=6), profile="3:5")
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    for bad in ("5", "5:3", "a:b", "3:3"):
+        with pytest.raises(ConfigError, match="START:STOP"):
+            linear.run(tmp_path, profile=bad)
+
+
+def test_every_line_of_the_log_is_json(tmp_path):
+    with pytest.raises(NonFiniteError):
+        linear.run(tmp_path, task=linear.LinearTask(bad_loss_at=5))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)

@@ -7,8 +7,10 @@ ignored, with a line that says so. The config is JSON, arrays are Orbax's: nothi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +142,8 @@ class Checkpoints:
             training=ocp.args.StandardRestore(training),
             clock=ocp.args.JsonRestore(),
         )
-        restored = _restore(self._manager, self.latest, arguments)
+        with _reading(self.directory / str(self.latest)):
+            restored = self._manager.restore(self.latest, args=arguments)
         clock = Clock(**restored["clock"])
         return TrainState(**restored["weights"], **restored["training"]), clock
 
@@ -184,23 +187,21 @@ def restore_parts(
     for entry in _scan(workdir)[1]:
         logging.warning("ignoring half-written checkpoint %s", entry)
     step = _chosen(workdir, step)
-    directory = epath.Path(workdir).resolve() / FOLDER
-    with ocp.CheckpointManager(
-        directory, item_names=ITEMS, options=ocp.CheckpointManagerOptions(read_only=True)
-    ) as manager:
-        metadata = manager.item_metadata(step)["weights"]
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-        arguments = ocp.args.Composite(weights=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        weights = _restore(manager, step, arguments)["weights"]
+    path = epath.Path(workdir).resolve() / FOLDER / str(step) / "weights"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, _reading(path.parent):
+        entries = checkpointer.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), entries)
+        weights = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return weights["params"], weights["ema"], weights["extra"], stored_config(workdir, step), step
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, arguments: Any) -> Any:
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
     try:
-        return manager.restore(step, args=arguments)
+        yield
     except Exception as error:  # a damaged file shows as almost any type; never as a silent fresh start
         raise CheckpointError(
-            f"checkpoint {manager.directory / str(step)} cannot be read: {error}\nRemove that folder to go back to the one before it."
+            f"checkpoint {path} cannot be read: {error}\nRemove that folder to go back to the checkpoint before it."
         ) from error
 
 

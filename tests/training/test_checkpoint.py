@@ -1,0 +1,159 @@
+import json
+import logging
+import shutil
+
+import jax
+import linear
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from orbax.checkpoint._src.path import atomicity
+
+from walt.config import to_config_dict
+from walt.parallel.config import MeshConfig
+from walt.training.checkpoint import CheckpointError, Checkpoints, Clock, latest_step, restore_parts, stored_config
+from walt.training.state import TrainState
+
+
+def steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    return workdir, linear.run(workdir, linear.make_config(num_steps=20, keep_checkpoints=2))
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_last_ones_are_kept(tmp_path):
+    linear.run(tmp_path, linear.make_config(num_steps=20, checkpoint_every=4, keep_checkpoints=2))
+    assert steps(tmp_path) == [16, 20]
+
+
+def test_parts_are_numpy_trees_and_need_no_task(trained):
+    workdir, state = trained
+    params, ema, extra, config, step = restore_parts(workdir)
+    assert step == 20 and config.num_steps == 20 and config.optimizer.learning_rate == 0.05
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves((params, ema, extra)))
+    jax.tree.map(np.testing.assert_array_equal, (params, ema, extra), (state.params, state.ema, state.extra))
+    assert restore_parts(workdir, 10)[4] == 10
+
+
+def test_missing_checkpoints_are_named(trained, tmp_path):
+    with pytest.raises(CheckpointError, match=r"nothing holds no checkpoint"):
+        restore_parts(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7; its latest is 20"):
+        restore_parts(trained[0], 7)
+    assert latest_step(tmp_path) is None
+
+
+def test_the_config_is_json(trained):
+    text = (trained[0] / "checkpoints" / "20" / "config" / "metadata").read_text()
+    assert json.loads(text)["optimizer"]["name"] == "adamw"
+    assert stored_config(trained[0]).mesh.data == -1
+
+
+@pytest.mark.parametrize("broken", ["20.orbax-checkpoint-tmp", "20"])
+def test_half_written_checkpoints_are_ignored_but_said(copied, caplog, broken):
+    # What a killed save leaves (the first), and a copy that was cut short (the second).
+    (copied / "checkpoints" / "20").rename(copied / "checkpoints" / broken)
+    (copied / "checkpoints" / broken / "commit_success.txt").unlink()
+    shutil.rmtree(copied / "checkpoints" / broken / "training")
+    assert latest_step(copied) == 10
+    assert restore_parts(copied)[4] == 10
+    assert f"ignoring half-written checkpoint {copied / 'checkpoints' / broken}" in caplog.text
+    caplog.clear()
+    state = linear.run(copied, linear.make_config(num_steps=20, keep_checkpoints=2))
+    assert "ignoring half-written checkpoint" in caplog.text
+    assert int(state.step) == 20 and latest_step(copied) == 20
+
+
+def test_a_damaged_checkpoint_is_an_error_and_no_fresh_start(copied):
+    for data in (copied / "checkpoints" / "20" / "weights" / "d").iterdir():
+        data.write_bytes(b"nonsense")
+    for manifest in (copied / "checkpoints" / "20" / "weights").rglob("manifest.ocdbt"):
+        manifest.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match=r"checkpoints/20 cannot be read(.|\n)*Remove that folder"):
+        linear.run(copied, linear.make_config(num_steps=30))
+    with pytest.raises(CheckpointError, match=r"checkpoints/20 cannot be read"):
+        restore_parts(copied)
+    shutil.rmtree(copied / "checkpoints" / "20")
+    assert int(linear.run(copied, linear.make_config(num_steps=12)).step) == 12
+
+
+def test_a_changed_task_does_not_restore(copied):
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        linear.run(copied, linear.make_config(num_steps=30), task=linear.LinearTask(("generator",)))
+
+
+def test_a_save_that_fails_in_the_background_fails_the_run(tmp_path, monkeypatch):
+    async def no_space(self):
+        if self.get_final().name == "10":
+            raise OSError("no space left on device")
+        return await finalize(self)
+
+    finalize = atomicity.AtomicRenameTemporaryPath.finalize
+    monkeypatch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", no_space)
+    with pytest.raises(CheckpointError, match=r"could not be written: .*no space left on device"):
+        linear.run(tmp_path, linear.make_config(num_steps=20))
+    assert latest_step(tmp_path) == 0
+
+
+def test_saving_in_the_background_while_memory_is_reused(tmp_path):
+    """The step donates its state: what is saved must be the state as it was, not what overwrote it."""
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    whole = jax.NamedSharding(mesh, jax.P())
+    config = linear.make_config()
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
+    params = {"model": {"kernel": jax.device_put(np.ones((2000, 2000), np.float32), whole)}}
+    step, key = jax.device_put(np.int32(0), whole), jax.random.key(0)
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(TrainState(step, params, {}, {}, {}, key), 0, Clock(), to_config_dict(config))
+        for _ in range(4):
+            params = overwrite(params)
+        jax.block_until_ready(params)
+    assert (restore_parts(tmp_path)[0]["model"]["kernel"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"data": 1}, {"data": 2, "fsdp": 4}),
+        ({"data": 2, "fsdp": 4}, {"data": 1}),
+        ({"fsdp": 8, "data": 1}, {"fsdp": 2}),
+    ],
+)
+def test_resuming_on_another_mesh(trained, tmp_path, before, after):
+    def run(num_steps, sizes):
+        config = linear.make_config(num_steps=num_steps, optimizer={"schedule": "constant"}, mesh=MeshConfig(**sizes))
+        devices = jax.devices()[:1] if sizes == {"data": 1} else jax.devices()
+        return linear.run(tmp_path, config, devices=devices)
+
+    first = run(10, before)
+    kept = jax.tree.map(np.asarray, (first.params, first.opt, first.ema, first.extra))
+    second = run(20, after)
+    at_10 = restore_parts(tmp_path, 10)
+    jax.tree.map(np.testing.assert_array_equal, at_10[:3], (kept[0], kept[2], kept[3]))
+    constant = linear.make_config(num_steps=20, optimizer={"schedule": "constant"})
+    straight = linear.run(tmp_path / "straight", constant)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), second.params, straight.params)
+    kernel = second.params["model"]["linear"]["kernel"]
+    assert kernel.sharding.mesh.shape["fsdp"] == after.get("fsdp", 1)
+
+
+def test_no_warnings_for_whole_checkpoints(trained, caplog):
+    caplog.set_level(logging.WARNING)
+    restore_parts(trained[0])
+    assert "half-written" not in caplog.text
+
+
+def test_arrays_are_readable_by_orbax_alone(trained):
+    with ocp.StandardCheckpointer() as checkpointer:
+        weights = checkpointer.restore(trained[0] / "checkpoints" / "20" / "weights")
+    assert weights["params"]["model"]["linear"]["kernel"].shape == (linear.FEATURES, linear.OUTPUTS)

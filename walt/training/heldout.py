@@ -1,0 +1,42 @@
+"""The loss on data the model never trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import jax
+
+from walt.parallel.mesh import put_batch
+from walt.training.state import TrainState
+from walt.training.task import Loader, Task
+
+
+@dataclass
+class HeldOut:
+    """An `Evaluator`: means of `task.eval_step` over the first `num_batches` batches of `loader`, with averaged parameters.
+
+    The batches and the noise are the same every time, so that the curve shows the model and not the draw.
+    """
+
+    task: Task
+    loader: Loader
+    every: int
+    num_batches: int = 4
+    name: str = "heldout"
+    _run: Callable[..., dict[str, jax.Array]] | None = field(default=None, init=False, repr=False)
+
+    def __call__(self, state: TrainState, step: int) -> dict[str, Any]:
+        if self._run is None:
+            self._run = jax.jit(self.task.eval_step)
+        key, mesh = jax.random.fold_in(state.key, 2**31 - 1), state.step.sharding.mesh
+        totals: dict[str, float] = {}
+        for index, rows in enumerate(islice(self.loader.batches(0), self.num_batches)):
+            metrics = self._run(
+                state.averaged_params(), state.extra, put_batch(rows, mesh), jax.random.fold_in(key, index)
+            )
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + float(value) / self.num_batches
+        return dict(totals)
