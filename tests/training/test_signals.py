@@ -51,7 +51,7 @@ def test_an_interrupted_run_saves_and_goes_on_where_it_was(tmp_path, number):
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_times_ends_as_if_nothing_had_happened(tmp_path):
-    settings = dict(num_steps=120, log_every=7, checkpoint_every=3, keep_checkpoints=2)
+    settings = dict(num_steps=120, log_every=7, checkpoint_every=15, keep_checkpoints=2)
     draw, kills = random.Random(0), 0
     while True:
         process = start(tmp_path / "run", **settings, seconds_per_batch=0.02)
