@@ -88,7 +88,7 @@ class _Loader:
         local = config.batch_size // process_count
         self._rows = range(process_index * local, (process_index + 1) * local)
         self._cache = _Cache(config.cache_megabytes * 2**20 if config.workers == 0 else 0)
-        self._known_bad: set[tuple[bool, int]] = set()
+        self._known_bad: set[tuple[int, bool]] = set()
 
     @property
     def manifest(self) -> records.Manifest:
@@ -133,10 +133,10 @@ class _Loader:
             if attempt:
                 example = self._order.redraw(step, row, slot, attempt)
             try:
-                return self._cache.get((is_image, example), lambda: self._decode(example, is_image))
+                return self._cache.get((example, is_image), self._decode)
             except (records.DatasetError, media.MediaError) as error:
-                if (is_image, example) not in self._known_bad:
-                    self._known_bad.add((is_image, example))
+                if (example, is_image) not in self._known_bad:
+                    self._known_bad.add((example, is_image))
                     logging.warning("Example %d is replaced by another: %s", example, error)
         raise records.DatasetError(
             f"{MAX_ATTEMPTS} examples in a row of {self.config.path} ({self.config.split}) cannot be read; prepare it again."
@@ -208,7 +208,9 @@ class LatentLoader(_Loader):
         super().__init__(config, process_index, process_count)
         shapes = self.manifest.shapes
         if "video" not in shapes:
-            raise records.DatasetError(f"{config.path} holds no latents but {sorted(shapes)}; use `walt prepare latents`.")
+            raise records.DatasetError(
+                f"{config.path} holds no latents but {sorted(shapes)}; use `walt prepare latents`."
+            )
         self._video_shape = shapes["video"]
         self._images_shape = shapes.get("images", (0,))
         if config.image_rows and not self._images_shape[0]:
@@ -253,7 +255,9 @@ class LatentLoader(_Loader):
         name, shape = ("images", self._images_shape) if is_image else ("video", self._video_shape)
         data = _field(record, name, bytes)
         if len(data) != 4 * int(np.prod(shape)):
-            raise records.DatasetError(f"Latents {record.get('id')!r} have {len(data)} bytes in {name!r}, not {shape} floats.")
+            raise records.DatasetError(
+                f"Latents {record.get('id')!r} have {len(data)} bytes in {name!r}, not {shape} floats."
+            )
         values = np.frombuffer(data, np.float32).reshape(shape)
         captions = _field(record, "captions", list)
         if not captions:
@@ -272,14 +276,15 @@ class _Cache:
 
     def __init__(self, limit: int):
         self._limit = limit
-        self._values: dict[Any, Any] = {}
+        self._values: dict[tuple, Any] = {}
         self._used = 0
         self._lock = threading.Lock()
 
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+    def get(self, key: tuple, make: Callable[..., Any]) -> Any:
+        """The value kept for the key, or `make(*key)`."""
         if key in self._values:
             return self._values[key]
-        value = make()
+        value = make(*key)
         with self._lock:
             if key not in self._values and self._used + value.nbytes <= self._limit:
                 self._values[key] = value

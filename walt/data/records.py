@@ -86,12 +86,19 @@ class RecordWriter:
     """
 
     def __init__(
-        self, directory: str | os.PathLike, split: str, num_shards: int = 1, first_shard: int = 0, shards_here: int | None = None
+        self,
+        directory: str | os.PathLike,
+        split: str,
+        num_shards: int = 1,
+        first_shard: int = 0,
+        shards_here: int | None = None,
     ):
         last = num_shards if shards_here is None else first_shard + shards_here
         self._paths = [Path(directory) / shard_name(split, index, num_shards) for index in range(first_shard, last)]
         # Media bytes are compressed already; group size 1 gives random access to single records.
-        self._writers = [array_record_module.ArrayRecordWriter(str(p), "group_size:1,uncompressed") for p in self._paths]
+        self._writers = [
+            array_record_module.ArrayRecordWriter(str(p), "group_size:1,uncompressed") for p in self._paths
+        ]
         self._counts = [0] * len(self._paths)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -141,7 +148,9 @@ class RecordSource:
             raise DatasetError(f"Split {split!r} of {directory} is empty.")
         for shard in shards:
             if not (self.directory / shard.file).is_file():
-                raise DatasetError(f"{self.directory / shard.file} is missing; prepare the data set again in a new folder.")
+                raise DatasetError(
+                    f"{self.directory / shard.file} is missing; prepare the data set again in a new folder."
+                )
         # The explicit range spares opening every file just to count it.
         instructions = [f"{self.directory / shard.file}[0:{shard.count}]" for shard in shards]
         self._source = array_record_data_source.ArrayRecordDataSource(instructions)
@@ -231,7 +240,9 @@ def verify(directory: str | os.PathLike) -> Manifest:
             if not path.is_file():
                 raise DatasetError(f"{path} is missing; remove {directory} and prepare it again.")
             if file_sha256(path) != shard.sha256:
-                raise DatasetError(f"{path} is damaged (its checksum differs); remove {directory} and prepare it again.")
+                raise DatasetError(
+                    f"{path} is damaged (its checksum differs); remove {directory} and prepare it again."
+                )
     return manifest
 
 
@@ -259,7 +270,11 @@ def already_prepared(directory: str | os.PathLike, name: str, request: Mapping[s
 
 @contextlib.contextmanager
 def new_dataset(directory: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary sibling folder that becomes `directory` if the block succeeds and vanishes if it fails."""
+    """Yields a temporary sibling folder that becomes `directory` if the block succeeds and vanishes if it fails.
+
+    Raises:
+      DatasetError: something else took the place of `directory` meanwhile; the finished work is kept and named.
+    """
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{directory.name}.partial-"
@@ -268,9 +283,13 @@ def new_dataset(directory: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
     try:
         yield temporary
-        if not (temporary / MANIFEST).is_file():
-            raise DatasetError(f"{temporary} has no manifest; a recipe must write it last.")
         temporary.chmod(0o755)  # mkdtemp makes folders private
-        os.rename(temporary, directory)  # succeeds only if the target is absent or an empty folder
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    try:
+        os.rename(temporary, directory)  # succeeds only if the target is absent or an empty folder
+    except OSError as error:
+        raise DatasetError(
+            f"{directory} was written by somebody else meanwhile; this data set is in {temporary}."
+        ) from error

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from walt.config import ConfigError
 from walt.data import records
-from walt.data.recipes.options import option
+from walt.data.recipes.common import option
 
 # Chosen by eye at 64x64: a person tells them apart, and something large enough moves nearly all the time.
 GAMES = ("boxing", "enduro", "fishing_derby", "freeway", "ms_pacman", "riverraid", "road_runner", "seaquest")
@@ -48,7 +48,9 @@ class AtariConfig:
             raise ConfigError(f"games must be a list of one or more different games, got {self.games}.")
         for field in ("clips", "heldout"):
             if getattr(self, field) < len(self.games):
-                raise ConfigError(f"{field} must be at least 1 per game ({len(self.games)}), got {getattr(self, field)}.")
+                raise ConfigError(
+                    f"{field} must be at least 1 per game ({len(self.games)}), got {getattr(self, field)}."
+                )
         for field in ("height", "width", "num_frames", "frame_skip"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 1, got {getattr(self, field)}.")
@@ -103,9 +105,13 @@ def _record(config: AtariConfig, directory: Path) -> dict[str, records.Split]:
     workers = min(config.workers or os.cpu_count() or 1, len(config.games))
     processes: list[subprocess.Popen] = []
     total = config.clips + config.heldout
-    with tqdm(total=total, unit="clip", desc="recording") as bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with (
+        tqdm(total=total, unit="clip", desc="recording") as bar,
+        concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    ):
         futures = [
-            pool.submit(_run_emulator, _job(config, directory, index), processes, bar) for index in range(len(config.games))
+            pool.submit(_run_emulator, _job(config, directory, index), processes, bar)
+            for index in range(len(config.games))
         ]
         try:
             for future in concurrent.futures.as_completed(futures):

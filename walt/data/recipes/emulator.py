@@ -49,7 +49,10 @@ class Player:
         self._ale.setInt("random_seed", int(self._rng.integers(2**31)))
         self._ale.setFloat("repeat_action_probability", 0.0)
         self._ale.setInt("frame_skip", 1)
-        self._ale.loadROM(roms.get_rom_path(game))
+        path = roms.get_rom_path(game)
+        if path is None:
+            raise RecordingError(f"ale-py has no ROM for {game}")
+        self._ale.loadROM(path)
         self._actions = self._ale.getMinimalActionSet()
         self._nameable = [a for a in self._actions if a.name in atari_captions.ACTIONS]
         self._size = size

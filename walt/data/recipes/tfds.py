@@ -1,0 +1,251 @@
+"""Recipe "tfds": a data set that tensorflow-datasets prepared as ArrayRecord, read without TensorFlow.
+
+Make such a data set where TensorFlow is at hand (`tfds build ucf101 --file_format=array_record`) and name its folder here.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from walt.config import ConfigError
+from walt.data import media, records
+from walt.data.recipes import common
+from walt.data.recipes.common import option
+
+_FEATURES = "tensorflow_datasets.core.features."
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsConfig:
+    """Arguments of the recipe; every field is a flag of `walt prepare tfds`."""
+
+    output: str = option("", "Folder to write; must be absent, empty, or hold just this data set.")
+    directory: str = option("", "Folder of one version of a prepared data set, the one with dataset_info.json.")
+    name: str = option("", "Instead of --directory: a name under --data_dir, e.g. ucf101; its newest version is taken.")
+    data_dir: str = option("~/tensorflow_datasets", "Where --name is looked for.")
+    split: str = option("train", "Split of the source to train on.")
+    heldout_split: str = option("", "Split of the source to hold out; by default a share of --split is.")
+    heldout: float = option(0.1, "Share of the examples that is held out when no --heldout_split is given.")
+    media_feature: str = option("", "Video or image feature; needed only if there are several.")
+    caption_feature: str = option("", "Text or class label feature; needed only if there are several.")
+    template: str = option("a video of {}", "Caption made of a class label.")
+    height: int = option(64, "Height of a frame in pixels.")
+    width: int = option(64, "Width of a frame in pixels.")
+    num_frames: int = option(17, "Frames of a clip.")
+    frame_skip: int = option(1, "Take every n-th frame.")
+    source_fps: float = option(25.0, "Frames per second of the source, which tfds does not store.")
+    seed: int = option(0, "Seed of the choice of held-out examples and of where clips start.")
+    skip_bad: bool = option(False, "Skip and list examples that cannot be used instead of stopping.")
+
+    def __post_init__(self) -> None:
+        if not self.output or bool(self.directory) == bool(self.name):
+            raise ConfigError("output and one of directory and name must be given.")
+        if "{}" not in self.template:
+            raise ConfigError(f"template must contain {{}} where the label goes, got {self.template!r}.")
+        common.check_positive(self, "height", "width", "num_frames", "frame_skip", "source_fps")
+        common.check_heldout(self.heldout)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """One split of the source, and how to read an example of it."""
+
+    name: str
+    data: Any
+    media_feature: str
+    caption_feature: str
+    label_names: list[str] | None
+
+
+def prepare(config: TfdsConfig) -> records.Manifest:
+    """Makes clips of the examples and returns the manifest.
+
+    Raises:
+      records.DatasetError: tensorflow-datasets is missing, the source cannot be read, a feature is unclear, or the
+        output folder is not free.
+      media.MediaError: an example is too short or has no caption; with `skip_bad` such examples are listed instead.
+    """
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise records.DatasetError(
+            "The tfds recipe needs tensorflow-datasets; install it with `pip install walt[tfds]`."
+        )
+    directory = Path(config.directory).expanduser() if config.directory else _newest_version(config)
+    if not (directory / "dataset_info.json").is_file():
+        raise records.DatasetError(f"{directory} holds no dataset_info.json, so it is no prepared tfds data set.")
+    request = dataclasses.asdict(config) | {"directory": str(directory.resolve())}
+    del request["output"]
+    finished = records.already_prepared(config.output, "tfds", request)
+    if finished is not None:
+        print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
+        return finished
+    with _readable(directory) as readable, records.new_dataset(config.output) as output:
+        items = _items(readable, config)
+        splits, skipped = common.write_clips(
+            output, items, lambda item: _clips(*item, config), skip_bad=config.skip_bad
+        )
+        manifest = records.Manifest(
+            name="tfds",
+            splits=splits,
+            shapes={"clip": (config.num_frames, config.height, config.width, 3)},
+            fps=config.source_fps / config.frame_skip,
+            seed=config.seed,
+            request=request,
+            versions=records.package_versions("walt", "tensorflow-datasets", "numpy", "pillow", "array_record"),
+            extra={"skipped": skipped},
+        )
+        records.write_manifest(output, manifest)
+    return records.read_manifest(config.output)
+
+
+def _newest_version(config: TfdsConfig) -> Path:
+    folder = Path(config.data_dir).expanduser() / config.name
+    found = [path.parent for path in folder.rglob("dataset_info.json")]
+    if not found:
+        raise records.DatasetError(f"There is no prepared data set under {folder}; `tfds build` makes one.")
+    return max(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+
+
+@contextlib.contextmanager
+def _readable(directory: Path) -> Iterator[Path]:
+    """The folder, or a stand-in for it that tfds can open without TensorFlow.
+
+    The constructor of tfds' Video feature (4.9.10) calls TensorFlow, though its examples are stored and read just like a
+    Sequence of Image, which does not. So a folder of links gets a feature description that says Sequence of Image.
+    """
+    path = directory / "features.json"
+    features = json.loads(path.read_text()) if path.is_file() else {}
+    plain = _without_video_feature(features)
+    if plain == features:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in directory.iterdir():
+            if file.name != "features.json":
+                (Path(temporary) / file.name).symlink_to(file.resolve())
+        (Path(temporary) / "features.json").write_text(json.dumps(plain))
+        yield Path(temporary)
+
+
+def _without_video_feature(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_without_video_feature(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("pythonClassName") != _FEATURES + "video_feature.Video":
+        return {key: _without_video_feature(child) for key, child in node.items()}
+    video = node["video"]
+    dimensions = video.get("shape", {}).get("dimensions") or ["-1"] * 4
+    image = {"shape": {"dimensions": dimensions[1:]}, "dtype": video.get("dtype", "uint8")}
+    if "encodingFormat" in video:
+        image["encodingFormat"] = video["encodingFormat"]
+    feature = {"pythonClassName": _FEATURES + "image_feature.Image", "image": image}
+    sequence = {"feature": feature, "length": dimensions[0]}
+    return {"pythonClassName": _FEATURES + "sequence_feature.Sequence", "sequence": sequence}
+
+
+def _items(directory: Path, config: TfdsConfig) -> dict[str, list[tuple[_Source, int]]]:
+    """(source, example number) of every example, by split of the data set to be written."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(str(directory))
+        info = builder.info
+        names = [config.split, *([config.heldout_split] if config.heldout_split else [])]
+        for name in names:
+            if name not in info.splits:
+                raise records.DatasetError(f"The data set has no split {name!r}; it has {sorted(info.splits)}.")
+        sources = [_source(name, builder.as_data_source(split=name), info.features, config) for name in names]
+    except records.DatasetError:
+        raise
+    except Exception as error:  # tfds raises whatever its many parsers raise
+        raise records.DatasetError(f"tensorflow-datasets cannot read {directory}: {error}") from error
+    items = [[(source, index) for index in range(len(source.data))] for source in sources]
+    if config.heldout_split:
+        return {"train": items[0], "heldout": items[1]}
+    return common.split_items(items[0], config.heldout, config.seed)
+
+
+def _source(name: str, data: Any, features: Any, config: TfdsConfig) -> _Source:
+    import tensorflow_datasets as tfds
+
+    def inner(feature: Any) -> Any:
+        return inner(feature.feature) if isinstance(feature, tfds.features.Sequence) else feature
+
+    def choose(given: str, kinds: tuple[type, ...], flag: str) -> str:
+        found = [key for key, feature in features.items() if isinstance(inner(feature), kinds)]
+        if given in found:
+            return given
+        if given or len(found) != 1:
+            raise records.DatasetError(f"--{flag} must be one of the features {found}, got {given!r}.")
+        return found[0]
+
+    caption = choose(config.caption_feature, (tfds.features.Text, tfds.features.ClassLabel), "caption_feature")
+    label = features[caption] if isinstance(features[caption], tfds.features.ClassLabel) else None
+    return _Source(
+        name=name,
+        data=data,
+        media_feature=choose(config.media_feature, (tfds.features.Image,), "media_feature"),
+        caption_feature=caption,
+        label_names=None if label is None else list(label.names),
+    )
+
+
+def _clips(source: _Source, index: int, config: TfdsConfig) -> Iterator[dict[str, Any]]:
+    name = f"{source.name}#{index}"
+    try:
+        example = source.data[index]
+    except Exception as error:  # a damaged record or image: any type
+        raise media.MediaError(f"Example {name} cannot be read: {error}") from error
+    label, captions = _captions(example[source.caption_feature], source, config)
+    if not captions:
+        raise media.MediaError(f"Example {name} has no caption.")
+    yield {
+        "id": name,
+        "clip": media.encode_clip(_cut(example[source.media_feature], name, config)),
+        "captions": captions,
+        "label": label,
+        "fps": config.source_fps / config.frame_skip,
+    }
+
+
+def _captions(value: Any, source: _Source, config: TfdsConfig) -> tuple[str, list[str]]:
+    """(label, captions) of the caption feature's value: a class number, a text or a list of texts."""
+    if source.label_names is not None:
+        label = source.label_names[int(value)]
+        # "ApplyEyeMakeup" and "apply_eye_makeup" -> "apply eye makeup"
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_\-]+", " ", label).lower()
+        return label, [config.template.format(words)]
+    values = [value] if isinstance(value, bytes | str) else list(value)
+    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in values]
+    return "", [text.strip() for text in texts if text.strip()]
+
+
+def _cut(value: Any, name: str, config: TfdsConfig) -> np.ndarray:
+    """A clip of the wanted size out of an image or a list of frames."""
+    frames = [value] if isinstance(value, np.ndarray) and value.ndim == 3 else list(value)
+    if len(frames) == 1:
+        frames = frames * (1 + (config.num_frames - 1) * config.frame_skip)
+    room = len(frames) - 1 - (config.num_frames - 1) * config.frame_skip
+    if room < 0:
+        raise media.MediaError(
+            f"Example {name} has {len(frames)} frames, too few for {config.num_frames} with a frame skip of {config.frame_skip}."
+        )
+    start = int(np.random.default_rng(common.seed_of(config.seed, name)).integers(room + 1))
+    chosen = frames[start :: config.frame_skip][: config.num_frames]
+    return np.stack([media.resize(_rgb(frame, name), config.height, config.width) for frame in chosen])
+
+
+def _rgb(frame: np.ndarray, name: str) -> np.ndarray:
+    if frame.dtype != np.uint8 or frame.shape[-1] not in (1, 3, 4):
+        raise media.MediaError(
+            f"Example {name} has frames of {frame.dtype} with {frame.shape[-1]} channels, not RGB uint8."
+        )
+    return np.repeat(frame, 3, axis=-1) if frame.shape[-1] == 1 else frame[..., :3]

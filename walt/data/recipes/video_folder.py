@@ -1,0 +1,196 @@
+"""Recipe "video_folder": your own videos and images, with captions beside them.
+
+    footage/cat.mp4      footage/cat.txt      one caption per line; or
+    footage/captions.csv (or captions.jsonl)  with `file` and `caption`, several lines per file if it has several
+
+Files are found in all subfolders. Frames are scaled to cover the wanted size and cropped to its centre. An image becomes
+a clip that stands still, or a one-frame clip if num_frames is 1.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from walt.config import ConfigError
+from walt.data import media, records
+from walt.data.recipes import common
+from walt.data.recipes.common import option
+
+CAPTION_FILES = ("captions.csv", "captions.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFolderConfig:
+    """Arguments of the recipe; every field is a flag of `walt prepare video_folder`."""
+
+    output: str = option("", "Folder to write; must be absent, empty, or hold just this data set.")
+    input: str = option("", "Folder of mp4, webm, gif, mov, mkv, avi and image files.")
+    captions: str = option(
+        "", "A csv or jsonl file with `file` and `caption`; default: captions.csv, captions.jsonl or .txt."
+    )
+    height: int = option(64, "Height of a frame in pixels.")
+    width: int = option(64, "Width of a frame in pixels.")
+    num_frames: int = option(17, "Frames of a clip.")
+    fps: float = option(8.0, "Frames per second of the clips, whatever the files have.")
+    clips_per_video: int = option(1, "Clips taken from every video, spread over its length.")
+    heldout: float = option(0.1, "Share of the files that is held out.")
+    seed: int = option(0, "Seed of the choice of held-out files and of where clips start.")
+    skip_bad: bool = option(False, "Skip and list files that cannot be used instead of stopping.")
+
+    def __post_init__(self) -> None:
+        if not self.output or not self.input:
+            raise ConfigError("input and output must both name a folder, e.g. --input=footage --output=data/footage.")
+        common.check_positive(self, "height", "width", "num_frames", "fps", "clips_per_video")
+        common.check_heldout(self.heldout)
+
+
+def prepare(config: VideoFolderConfig) -> records.Manifest:
+    """Makes clips of the files in `config.input` and returns the manifest.
+
+    Raises:
+      records.DatasetError: the output folder is not free.
+      media.MediaError: the input folder is empty, or a file is unreadable, too short or without a caption; with
+        `skip_bad` such files are listed instead.
+    """
+    files = _find_files(Path(config.input))
+    listing = "\n".join(f"{path.relative_to(config.input)} {path.stat().st_size}" for path in files)
+    request = dataclasses.asdict(config) | {"input": str(Path(config.input).resolve())}
+    request |= {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
+    del request["output"]
+    finished = records.already_prepared(config.output, "video_folder", request)
+    if finished is not None:
+        print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
+        return finished
+    captions = _Captions(config)
+    if not config.skip_bad:
+        for path in files:  # a caption missing shows at once, not after hours of decoding
+            captions.of(path)
+    items = common.split_items(files, config.heldout, config.seed)
+    with records.new_dataset(config.output) as directory:
+        splits, skipped = common.write_clips(
+            directory,
+            items,
+            lambda path: _clips(path, captions.of(path), config),
+            clips_per_item=config.clips_per_video,
+            skip_bad=config.skip_bad,
+        )
+        manifest = records.Manifest(
+            name="video_folder",
+            splits=splits,
+            shapes={"clip": (config.num_frames, config.height, config.width, 3)},
+            fps=config.fps,
+            seed=config.seed,
+            request=request,
+            versions=records.package_versions("walt", "av", "numpy", "pillow", "array_record"),
+            extra={"skipped": skipped},
+        )
+        records.write_manifest(directory, manifest)
+    return records.read_manifest(config.output)
+
+
+def _find_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise media.MediaError(f"There is no folder {folder}.")
+    known = (*media.VIDEO_SUFFIXES, *media.IMAGE_SUFFIXES)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in known and not p.name.startswith("."))
+    if not files:
+        raise media.MediaError(f"{folder} holds no video or image file ({', '.join(known)}).")
+    return files
+
+
+def _clips(path: Path, captions: list[str], config: VideoFolderConfig) -> Iterator[dict[str, Any]]:
+    name = path.relative_to(config.input)
+    if path.suffix.lower() in media.IMAGE_SUFFIXES:
+        frame = media.resize(media.read_image(path), config.height, config.width)
+        videos = [np.repeat(frame[None], config.num_frames, axis=0)]
+    else:
+        videos = _sample(path, config)
+    for index, video in enumerate(videos):
+        yield {
+            "id": f"{name.as_posix()}#{index}",
+            "clip": media.encode_clip(video),
+            "captions": captions,
+            "label": name.parts[0] if len(name.parts) > 1 else "",
+            "fps": config.fps,
+        }
+
+
+def _sample(path: Path, config: VideoFolderConfig) -> list[np.ndarray]:
+    """Clips of a video at `config.fps`, their starts drawn one from each equal part of its length."""
+    times = media.frame_times(path)
+    length = (config.num_frames - 1) / config.fps
+    room = times[-1] + 0.5 * (times[-1] / max(1, len(times) - 1)) - length  # a frame lasts until the next one
+    if room < 0:
+        raise media.MediaError(
+            f"{path} lasts {times[-1]:.2f} s ({len(times)} frames), too short for {config.num_frames} frames at {config.fps:g} fps."
+        )
+    rng = np.random.default_rng(common.seed_of(config.seed, str(path.relative_to(config.input))))
+    parts = (np.arange(config.clips_per_video) + rng.random(config.clips_per_video)) / config.clips_per_video
+    wanted = parts[:, None] * room + np.arange(config.num_frames) / config.fps
+    shown = np.searchsorted(times, wanted + 1e-6, side="right") - 1  # the frame on the screen at a time
+    needed = set(shown.ravel().tolist())
+    frames = {
+        index: media.resize(frame, config.height, config.width)
+        for index, (_, frame) in enumerate(media.iterate_frames(path))
+        if index in needed
+    }
+    if len(frames) < len(needed):
+        raise media.MediaError(f"{path} is damaged: it announces {len(times)} frames, but not all can be decoded.")
+    return [np.stack([frames[int(index)] for index in clip]) for clip in shown]
+
+
+class _Captions:
+    """Captions by file: from one table for all files, or from a .txt beside each."""
+
+    def __init__(self, config: VideoFolderConfig):
+        self._folder = Path(config.input)
+        found = [self._folder / name for name in CAPTION_FILES if (self._folder / name).is_file()]
+        self._table_path = Path(config.captions) if config.captions else (found[0] if found else None)
+        self._table = _read_table(self._table_path) if self._table_path else {}
+
+    def of(self, path: Path) -> list[str]:
+        """The captions of a file, at least one; MediaError if it has none."""
+        if self._table_path:
+            captions = self._table.get(path.relative_to(self._folder).as_posix(), [])
+            place = str(self._table_path)
+        else:
+            sidecar = path.with_suffix(".txt")
+            place = f"{sidecar} (one caption per line)"
+            captions = _lines(sidecar) if sidecar.is_file() else []
+        if not captions:
+            raise media.MediaError(f"{path} has no caption; it is looked for in {place}.")
+        return captions
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise media.MediaError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _read_table(path: Path) -> dict[str, list[str]]:
+    """Captions by file name from a csv with a header line or from a jsonl file."""
+    if not path.is_file():
+        raise media.MediaError(f"There is no captions file {path}.")
+    if path.suffix not in (".csv", ".jsonl"):
+        raise media.MediaError(f"The captions file {path} must end in .csv or .jsonl.")
+    table: dict[str, list[str]] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = (
+                csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
+            )
+            for number, row in enumerate(rows, 1):
+                if not isinstance(row, dict) or not row.get("file") or not str(row.get("caption") or "").strip():
+                    raise media.MediaError(f"Entry {number} of {path} must have a `file` and a `caption`.")
+                table.setdefault(Path(row["file"]).as_posix(), []).append(str(row["caption"]).strip())
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise media.MediaError(f"{path} cannot be read: {error}") from error
+    return table
