@@ -49,11 +49,11 @@ def read_video(path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "t h w 3"], f
 
 def frame_rate(path: str | os.PathLike) -> float:
     """Mean frames per second of a video file."""
+    times = frame_times(path)
+    if len(times) > 1 and times[-1] > 0:
+        return round((len(times) - 1) / times[-1], 6)
     with _open(path) as (_, stream):
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise MediaError(f"{path} states no frame rate.")
-        return float(rate)
+        return float(stream.average_rate or stream.guessed_rate or 1)
 
 
 def frame_times(path: str | os.PathLike) -> Float[np.ndarray, " t"]:

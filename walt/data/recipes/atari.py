@@ -30,20 +30,18 @@ EMULATOR_RATE = 60.0  # frames per second of an NTSC console
 class AtariConfig:
     """Arguments of the recipe; every field is a flag of `walt prepare atari`."""
 
-    output: str = option("", "Folder to write; must be absent, empty, or hold just this data set.")
-    games: tuple[str, ...] = option(GAMES, "Games to record, by ale-py's ROM names.")
-    clips: int = option(1000, "Training clips over all games.")
-    heldout: int = option(64, "Held-out clips over all games, from other emulator seeds.")
-    height: int = option(64, "Height of a frame in pixels.")
-    width: int = option(64, "Width of a frame in pixels.")
-    num_frames: int = option(17, "Frames of a clip.")
-    frame_skip: int = option(4, "Emulator frames per clip frame; 4 gives 15 frames per second.")
-    seed: int = option(0, "Seed of the emulators and of the random player.")
-    workers: int = option(0, "Emulator processes at a time; 0: one per CPU core.")
+    output: str = option("Folder to write; must be absent, empty, or hold just this data set.")
+    games: tuple[str, ...] = option("Games to record, by ale-py's ROM names.", default=GAMES)
+    clips: int = option("Training clips over all games.", default=1000)
+    heldout: int = option("Held-out clips over all games, from other emulator seeds.", default=64)
+    height: int = option("Height of a frame in pixels.", default=64)
+    width: int = option("Width of a frame in pixels.", default=64)
+    num_frames: int = option("Frames of a clip.", default=17)
+    frame_skip: int = option("Emulator frames per clip frame; 4 gives 15 frames per second.", default=4)
+    seed: int = option("Seed of the emulators and of the random player.", default=0)
+    workers: int = option("Emulator processes at a time; 0: one per CPU core.", default=0)
 
     def __post_init__(self) -> None:
-        if not self.output:
-            raise ConfigError("output must name the folder to write, e.g. --output=data/atari.")
         if not self.games or len(set(self.games)) != len(self.games):
             raise ConfigError(f"games must be a list of one or more different games, got {self.games}.")
         for field in ("clips", "heldout"):

@@ -17,9 +17,9 @@ Item = TypeVar("Item")
 _CLIPS_PER_SHARD = 1024
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with a default and a help text; `walt prepare` makes a flag of it."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(help: str, *, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field with a help text; `walt prepare` makes a flag of it, a required one if it has no default."""
+    return dataclasses.field(default=default, metadata={"help": help, "positional": False})
 
 
 def check_positive(config: Any, *fields: str) -> None:
@@ -72,6 +72,8 @@ def write_clips(
     skipped: list[str] = []
     with tqdm(total=sum(map(len, items.values())), unit="file", desc="preparing") as bar:
         for split, members in items.items():
+            if not members:
+                continue
             shards = max(1, -(-len(members) * clips_per_item // _CLIPS_PER_SHARD))
             with records.RecordWriter(directory, split, shards) as writer:
                 for item in members:

@@ -27,27 +27,29 @@ _FEATURES = "tensorflow_datasets.core.features."
 class TfdsConfig:
     """Arguments of the recipe; every field is a flag of `walt prepare tfds`."""
 
-    output: str = option("", "Folder to write; must be absent, empty, or hold just this data set.")
-    directory: str = option("", "Folder of one version of a prepared data set, the one with dataset_info.json.")
-    name: str = option("", "Instead of --directory: a name under --data_dir, e.g. ucf101; its newest version is taken.")
-    data_dir: str = option("~/tensorflow_datasets", "Where --name is looked for.")
-    split: str = option("train", "Split of the source to train on.")
-    heldout_split: str = option("", "Split of the source to hold out; by default a share of --split is.")
-    heldout: float = option(0.1, "Share of the examples that is held out when no --heldout_split is given.")
-    media_feature: str = option("", "Video or image feature; needed only if there are several.")
-    caption_feature: str = option("", "Text or class label feature; needed only if there are several.")
-    template: str = option("a video of {}", "Caption made of a class label.")
-    height: int = option(64, "Height of a frame in pixels.")
-    width: int = option(64, "Width of a frame in pixels.")
-    num_frames: int = option(17, "Frames of a clip.")
-    frame_skip: int = option(1, "Take every n-th frame.")
-    source_fps: float = option(25.0, "Frames per second of the source, which tfds does not store.")
-    seed: int = option(0, "Seed of the choice of held-out examples and of where clips start.")
-    skip_bad: bool = option(False, "Skip and list examples that cannot be used instead of stopping.")
+    output: str = option("Folder to write; must be absent, empty, or hold just this data set.")
+    directory: str = option("Folder of one version of a prepared data set, the one with dataset_info.json.", default="")
+    name: str = option(
+        "Instead of --directory: a name under --data_dir, e.g. ucf101; its newest version is taken.", default=""
+    )
+    data_dir: str = option("Where --name is looked for.", default="~/tensorflow_datasets")
+    split: str = option("Split of the source to train on.", default="train")
+    heldout_split: str = option("Split of the source to hold out; by default a share of --split is.", default="")
+    heldout: float = option("Share of the examples that is held out when no --heldout_split is given.", default=0.1)
+    media_feature: str = option("Video or image feature; needed only if there are several.", default="")
+    caption_feature: str = option("Text or class label feature; needed only if there are several.", default="")
+    template: str = option("Caption made of a class label.", default="a video of {}")
+    height: int = option("Height of a frame in pixels.", default=64)
+    width: int = option("Width of a frame in pixels.", default=64)
+    num_frames: int = option("Frames of a clip.", default=17)
+    frame_skip: int = option("Take every n-th frame.", default=1)
+    source_fps: float = option("Frames per second of the source, which tfds does not store.", default=25.0)
+    seed: int = option("Seed of the choice of held-out examples and of where clips start.", default=0)
+    skip_bad: bool = option("Skip and list examples that cannot be used instead of stopping.", default=False)
 
     def __post_init__(self) -> None:
-        if not self.output or bool(self.directory) == bool(self.name):
-            raise ConfigError("output and one of directory and name must be given.")
+        if bool(self.directory) == bool(self.name):
+            raise ConfigError("either directory or name must be given, to say which data set to read.")
         if "{}" not in self.template:
             raise ConfigError(f"template must contain {{}} where the label goes, got {self.template!r}.")
         common.check_positive(self, "height", "width", "num_frames", "frame_skip", "source_fps")

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from walt.config import ConfigError
 from walt.data import media, records
 from walt.data.recipes import common
 from walt.data.recipes.common import option
@@ -29,23 +28,21 @@ CAPTION_FILES = ("captions.csv", "captions.jsonl")
 class VideoFolderConfig:
     """Arguments of the recipe; every field is a flag of `walt prepare video_folder`."""
 
-    output: str = option("", "Folder to write; must be absent, empty, or hold just this data set.")
-    input: str = option("", "Folder of mp4, webm, gif, mov, mkv, avi and image files.")
+    output: str = option("Folder to write; must be absent, empty, or hold just this data set.")
+    input: str = option("Folder of mp4, webm, gif, mov, mkv, avi and image files.")
     captions: str = option(
-        "", "A csv or jsonl file with `file` and `caption`; default: captions.csv, captions.jsonl or .txt."
+        "A csv or jsonl file with `file` and `caption`; default: captions.csv, captions.jsonl or .txt.", default=""
     )
-    height: int = option(64, "Height of a frame in pixels.")
-    width: int = option(64, "Width of a frame in pixels.")
-    num_frames: int = option(17, "Frames of a clip.")
-    fps: float = option(8.0, "Frames per second of the clips, whatever the files have.")
-    clips_per_video: int = option(1, "Clips taken from every video, spread over its length.")
-    heldout: float = option(0.1, "Share of the files that is held out.")
-    seed: int = option(0, "Seed of the choice of held-out files and of where clips start.")
-    skip_bad: bool = option(False, "Skip and list files that cannot be used instead of stopping.")
+    height: int = option("Height of a frame in pixels.", default=64)
+    width: int = option("Width of a frame in pixels.", default=64)
+    num_frames: int = option("Frames of a clip.", default=17)
+    fps: float = option("Frames per second of the clips, whatever the files have.", default=8.0)
+    clips_per_video: int = option("Clips taken from every video, spread over its length.", default=1)
+    heldout: float = option("Share of the files that is held out.", default=0.1)
+    seed: int = option("Seed of the choice of held-out files and of where clips start.", default=0)
+    skip_bad: bool = option("Skip and list files that cannot be used instead of stopping.", default=False)
 
     def __post_init__(self) -> None:
-        if not self.output or not self.input:
-            raise ConfigError("input and output must both name a folder, e.g. --input=footage --output=data/footage.")
         common.check_positive(self, "height", "width", "num_frames", "fps", "clips_per_video")
         common.check_heldout(self.heldout)
 
