@@ -1,0 +1,66 @@
+"""One transformer layer, and the pair of a spatial and a spatiotemporal layer that the stack repeats."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from walt.transformer.attention import CrossAttention, WindowAttention
+from walt.transformer.conditioning import LayerModulation, modulate
+from walt.transformer.config import Size3, TransformerConfig
+from walt.transformer.layers import Linear, layer_norm
+
+
+class Context(NamedTuple):
+    """What every layer sees beside the tokens. `G` is 1 or F; `shared_modulation` is None for separate AdaLN, `text` without text conditioning."""
+
+    condition: Float[Array, "B F d"]
+    shared_modulation: Float[Array, "B F m"] | None
+    is_image: Bool[Array, " B"]
+    text: Float[Array, "B G L d"] | None
+    text_mask: Bool[Array, "B G L"] | None
+
+
+class MLP(nnx.Module):
+    """Two linear maps around a GELU (tanh form, as in DiT)."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.up = Linear(config.width, config.mlp_ratio * config.width, rngs, dtype=config.dtype)
+        self.down = Linear(config.mlp_ratio * config.width, config.width, rngs, dtype=config.dtype)
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+
+
+class Layer(nnx.Module):
+    """Window attention, cross-attention if there is text, MLP; each added to the residual stream (W.A.L.T figure 2)."""
+
+    def __init__(self, config: TransformerConfig, window: Size3, rngs: nnx.Rngs):
+        self.modulation = LayerModulation(config, rngs)
+        self.attention = WindowAttention(config, window, rngs)
+        self.cross_attention = None if config.text_width is None else CrossAttention(config, rngs)
+        self.mlp = MLP(config, rngs)
+        self.spans_time = window[0] > 1
+
+    def __call__(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(context.condition, context.shared_modulation)
+        identity = context.is_image if self.spans_time else None
+        x = x + gate.astype(x.dtype) * self.attention(modulate(x, shift, scale), identity=identity)
+        if self.cross_attention is not None and context.text is not None and context.text_mask is not None:
+            x = x + self.cross_attention(layer_norm(x), context.text, context.text_mask)
+        return x + mlp_gate.astype(x.dtype) * self.mlp(modulate(x, mlp_shift, mlp_scale))
+
+
+class Pair(nnx.Module):
+    """A spatial layer, then a spatiotemporal one: the unit of the stack and of rematerialisation."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.spatial = Layer(config, config.spatial_window, rngs)
+        self.spacetime = None if config.spacetime_window is None else Layer(config, config.spacetime_window, rngs)
+
+    def __call__(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:
+        x = self.spatial(x, context)
+        return x if self.spacetime is None else self.spacetime(x, context)

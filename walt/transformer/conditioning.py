@@ -1,0 +1,114 @@
+"""What the tokens are told: time, class and text, per latent frame; and the adaptive layer norms that time and class act through."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from walt.transformer.config import TransformerConfig
+from walt.transformer.layers import Linear, layer_norm, small_normal, zeros
+
+TIMESTEP_FEATURES = 256
+MODULATIONS = 6  # shift, scale and gate, for attention and for the MLP
+
+
+def sinusoidal_features(timestep: Float[Array, "*batch"], features: int = TIMESTEP_FEATURES) -> Float[Array, "*batch features"]:
+    """Cosines and sines of the timestep (already times 1000) at wavelengths 2π to 20000π, as in DiT; always at least float32."""
+    half = features // 2
+    timestep = timestep.astype(jnp.promote_types(timestep.dtype, jnp.float32))
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=timestep.dtype) / half)
+    angles = timestep[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class Conditioning(nnx.Module):
+    """Timestep (sinusoid and MLP) plus optional class embedding, one vector per latent frame; and the modulation map shared by all layers.
+
+    Runs in float32 whatever the compute dtype: it is small, and timesteps up to 1000 do not survive bfloat16.
+    """
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        width = config.width
+        self.num_classes = config.num_classes
+        self.timestep_in = Linear(TIMESTEP_FEATURES, width, rngs, initializer=small_normal)
+        self.timestep_out = Linear(width, width, rngs, initializer=small_normal)
+        # The last row stands for "no class".
+        self.class_table = None if config.num_classes is None else nnx.Param(small_normal(rngs.params(), (config.num_classes + 1, width), jnp.float32))
+        self.modulation = None if config.adaln == "separate" else Linear(width, MODULATIONS * width, rngs, initializer=zeros)
+
+    def __call__(
+        self, timestep: Float[Array, "B F"], class_label: Int[Array, "B F"] | None, drop_class: Bool[Array, "B F"] | None
+    ) -> Float[Array, "B F d"]:
+        condition = self.timestep_out(jax.nn.silu(self.timestep_in(sinusoidal_features(timestep))))
+        if self.class_table is not None and self.num_classes is not None:
+            if class_label is None:
+                class_label = jnp.full(timestep.shape, self.num_classes)
+            if drop_class is not None:
+                class_label = jnp.where(drop_class, self.num_classes, class_label)
+            condition = condition + self.class_table[...][class_label]
+        return condition
+
+    def shared_modulation(self, condition: Float[Array, "B F d"]) -> Float[Array, "B F m"] | None:
+        """A_1 of AdaLN-LoRA, `[B, F, 6d]`; None for separate AdaLN."""
+        return None if self.modulation is None else self.modulation(jax.nn.silu(condition))
+
+
+class LayerModulation(nnx.Module):
+    """Shift, scale and gate of one layer: A_i = A_1 + W_b W_a (c + t) (W.A.L.T equation 8), or A_1 itself, or an own map.
+
+    Zero-initialised, gates included, so that every layer starts as the identity.
+    """
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        width = config.width
+        self.own = Linear(width, MODULATIONS * width, rngs, initializer=zeros) if config.adaln == "separate" else None
+        low_rank = config.adaln == "lora"
+        self.down = Linear(width, config.lora_rank, rngs, bias=False) if low_rank else None
+        self.up = Linear(config.lora_rank, MODULATIONS * width, rngs, bias=False, initializer=zeros) if low_rank else None
+
+    def __call__(self, condition: Float[Array, "B F d"], shared: Float[Array, "B F m"] | None) -> tuple[Float[Array, "B F 1 1 d"], ...]:
+        if self.own is not None:
+            modulation = self.own(jax.nn.silu(condition))
+        elif self.up is not None and self.down is not None:
+            modulation = shared + self.up(self.down(condition))
+        else:
+            modulation = shared
+        return tuple(jnp.split(modulation[:, :, None, None, :], MODULATIONS, axis=-1))
+
+
+def modulate(x: Float[Array, "B F h w d"], shift: Float[Array, "B F 1 1 d"], scale: Float[Array, "B F 1 1 d"]) -> Float[Array, "B F h w d"]:
+    """Adaptive layer norm: normalised tokens, scaled and shifted per frame."""
+    return layer_norm(x) * (1 + scale.astype(x.dtype)) + shift.astype(x.dtype)
+
+
+class TextConditioning(nnx.Module):
+    """Maps text embeddings to the token width, once for all layers, and holds the learned null text that stands for "no caption"."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        assert config.text_width is not None
+        self.null_text = nnx.Param(small_normal(rngs.params(), (config.text_width,), jnp.float32))
+        self.projection = Linear(config.text_width, config.width, rngs, dtype=config.dtype)
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "B C L D"],
+        mask: Bool[Array, "B C L"],
+        drop: Bool[Array, "B C"] | None,
+        caption_index: Int[Array, "B F"] | None,
+    ) -> tuple[Float[Array, "B G L d"], Bool[Array, "B G L"]]:
+        """Text in token width and its mask: `G` is 1 when the row has one caption, else one entry per latent frame.
+
+        A dropped caption becomes the null text with a one-token mask. The projected text is normalised (choice: T5's scale is not that of the tokens).
+        """
+        if drop is not None:
+            embeddings = jnp.where(drop[..., None, None], self.null_text[...].astype(embeddings.dtype), embeddings)
+            mask = jnp.where(drop[..., None], jnp.arange(mask.shape[-1]) == 0, mask)
+        if embeddings.shape[1] > 1:
+            assert caption_index is not None
+            embeddings = jnp.take_along_axis(embeddings, caption_index[:, :, None, None], axis=1)
+            mask = jnp.take_along_axis(mask, caption_index[:, :, None], axis=1)
+        return layer_norm(self.projection(embeddings)), mask

@@ -1,0 +1,71 @@
+"""Layers that every part of the transformer shares: a linear map that XLA runs fast on any platform, and norms in at least float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Initializer = Callable[..., Array]
+
+xavier = jax.nn.initializers.xavier_uniform()
+small_normal = jax.nn.initializers.normal(0.02)
+zeros = jax.nn.initializers.zeros
+
+
+class Linear(nnx.Module):
+    """Affine map of the last axis.
+
+    The input is flattened to two dimensions around the product: on a CPU the weight gradient of a higher-rank product takes a path
+    several times slower, and elsewhere the reshape is free.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rngs: nnx.Rngs,
+        *,
+        dtype: str = "float32",
+        bias: bool = True,
+        initializer: Initializer = xavier,
+    ):
+        self.kernel = nnx.Param(initializer(rngs.params(), (in_features, out_features), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if bias else None
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        y = rows @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class ScaleNorm(nnx.Module):
+    """LayerNorm over the last axis with a learned scale and no offset."""
+
+    def __init__(self, features: int):
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        wide = at_least_float32(x)
+        return (_normalize(wide) * self.scale[...].astype(wide.dtype)).astype(x.dtype)
+
+
+def layer_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    """LayerNorm over the last axis without parameters (they come from the conditioning), eps 1e-6."""
+    return _normalize(at_least_float32(x)).astype(x.dtype)
+
+
+def at_least_float32(x: Array) -> Array:
+    """`x` in float32, or in its own dtype if that is wider (float64 equality tests)."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _normalize(x: Array) -> Array:
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)

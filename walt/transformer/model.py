@@ -1,0 +1,131 @@
+"""The denoising transformer of W.A.L.T: latents in, prediction out, on windows of space and of space-time."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from walt.transformer.blocks import Context, Pair
+from walt.transformer.conditioning import Conditioning, TextConditioning, modulate
+from walt.transformer.config import TransformerConfig
+from walt.transformer.layers import Linear, small_normal, zeros
+from walt.transformer.stack import init_stack, run_stack
+
+
+class PositionTables(nnx.Module):
+    """Learned positions: one table over the token grid of a frame, one over frames, summed."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        frames, height, width = config.grid
+        self.spatial = nnx.Param(small_normal(rngs.params(), (height, width, config.width), jnp.float32))
+        self.temporal = nnx.Param(small_normal(rngs.params(), (frames, config.width), jnp.float32))
+
+    def __call__(self, frames: int, is_image: Bool[Array, " B"]) -> Float[Array, "B F h w d"]:
+        """Every slot of an image row has the temporal entry of frame 0."""
+        temporal = self.temporal[...][:frames]
+        temporal = jnp.where(is_image[:, None, None], temporal[0], temporal)
+        return self.spatial[...] + temporal[:, :, None, None, :]
+
+
+class FinalLayer(nnx.Module):
+    """AdaLN and a zero-initialised map to patches, as in DiT."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.modulation = Linear(config.width, 2 * config.width, rngs, initializer=zeros)
+        self.projection = Linear(config.width, config.patch**2 * config.out_channels, rngs, dtype=config.dtype, initializer=zeros)
+
+    def __call__(self, x: Float[Array, "B F h w d"], condition: Float[Array, "B F d"]) -> Float[Array, "B F h w p"]:
+        modulation = self.modulation(jax.nn.silu(condition))[:, :, None, None, :]
+        shift, scale = jnp.split(modulation, 2, axis=-1)
+        return self.projection(modulate(x, shift, scale))
+
+
+class Transformer(nnx.Module):
+    """W.A.L.T's second stage (arXiv 2312.06662, section 3.2). Deterministic; keeps no random state."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.patch_embedding = Linear(config.patch**2 * config.in_channels, config.width, rngs, dtype=config.dtype)
+        self.position = PositionTables(config, rngs)
+        self.conditioning = Conditioning(config, rngs)
+        self.text = None if config.text_width is None else TextConditioning(config, rngs)
+        count = config.depth if config.spacetime_window is None else config.depth // 2
+        self.blocks = init_stack(lambda keys: Pair(config, keys), count, rngs)
+        self.final = FinalLayer(config, rngs)
+
+    def __call__(
+        self,
+        latents: Float[Array, "B F h w Cin"],
+        timestep: Float[Array, "B F"],
+        *,
+        is_image: Bool[Array, " B"],
+        text_embeddings: Float[Array, "B C L D"] | None = None,
+        text_mask: Bool[Array, "B C L"] | None = None,
+        caption_index: Int[Array, "B F"] | None = None,
+        drop_text: Bool[Array, "B C"] | None = None,
+        class_label: Int[Array, "B F"] | None = None,
+        drop_class: Bool[Array, "B F"] | None = None,
+    ) -> Float[Array, "B F h w Cout"]:
+        """Predicts `out_channels` per latent position, in at least float32.
+
+        Args:
+            latents: noisy latents with every condition of the channel axis.
+            timestep: 1000·t per frame, t in [0, 1].
+            is_image: True for rows that stack F independent images; nothing passes between their slots.
+            text_embeddings, text_mask: up to C captions per row (mask True on real tokens; default all real).
+            caption_index: the caption of each frame; default the first.
+            drop_text: captions to replace by the learned null text.
+            class_label, drop_class: class of each frame and where to replace it by "no class"; default no class.
+
+        Raises:
+            ValueError: an input that does not fit the configuration.
+        """
+        self._check(latents, timestep, is_image, text_embeddings, class_label)
+        condition = self.conditioning(timestep, class_label, drop_class)
+        text = None
+        if self.text is not None and text_embeddings is not None:
+            if text_mask is None:
+                text_mask = jnp.ones(text_embeddings.shape[:3], bool)
+            if caption_index is None:
+                caption_index = jnp.zeros(timestep.shape, jnp.int32)
+            text, text_mask = self.text(text_embeddings, text_mask, drop_text, caption_index)
+        context = Context(condition, self.conditioning.shared_modulation(condition), is_image, text, text_mask)
+
+        x = self.patch_embedding(patchify(latents, self.config.patch))
+        x = x + self.position(latents.shape[1], is_image).astype(x.dtype)
+        x = run_stack(self.blocks, x, context, remat=self.config.remat)
+        x = unpatchify(self.final(x, condition), self.config.patch)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def _check(self, latents: Array, timestep: Array, is_image: Array, text: Array | None, class_label: Array | None) -> None:
+        config = self.config
+        frames, height, width = config.latent_shape
+        if latents.ndim != 5 or latents.shape[2:] != (height, width, config.in_channels) or latents.shape[1] > frames:
+            raise ValueError(f"latents must be [B, F, {height}, {width}, {config.in_channels}] with F at most {frames}, got {latents.shape}")
+        if timestep.shape != latents.shape[:2]:
+            raise ValueError(f"timestep must have one value per row and latent frame, {latents.shape[:2]}, got {timestep.shape}")
+        if is_image.shape != latents.shape[:1] or is_image.dtype != jnp.bool_:
+            raise ValueError(f"is_image must be bool of shape {latents.shape[:1]}, got {is_image.dtype} {is_image.shape}")
+        if (text is None) != (config.text_width is None):
+            expected = "is not given text (text_width is None)" if config.text_width is None else "needs text_embeddings (drop_text for none)"
+            raise ValueError(f"this transformer {expected}")
+        if text is not None and (text.ndim != 4 or text.shape[0] != latents.shape[0] or text.shape[-1] != config.text_width):
+            raise ValueError(f"text_embeddings must be [{latents.shape[0]}, C, L, {config.text_width}], got {text.shape}")
+        if class_label is not None and config.num_classes is None:
+            raise ValueError("class_label was given to a transformer without classes (num_classes is None)")
+
+
+def patchify(x: Float[Array, "B F h w c"], patch: int) -> Float[Array, "B F hp wp pc"]:
+    """Cuts every frame into square patches and puts each on the channel axis."""
+    batch, frames, height, width, channels = x.shape
+    x = x.reshape(batch, frames, height // patch, patch, width // patch, patch, channels)
+    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(batch, frames, height // patch, width // patch, patch**2 * channels)
+
+
+def unpatchify(x: Float[Array, "B F hp wp pc"], patch: int) -> Float[Array, "B F h w c"]:
+    """Inverse of `patchify`."""
+    batch, frames, rows, columns, size = x.shape
+    x = x.reshape(batch, frames, rows, columns, patch, patch, size // patch**2)
+    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(batch, frames, rows * patch, columns * patch, size // patch**2)

@@ -1,0 +1,40 @@
+"""Stacks of equal blocks: initialised by vmap over keys, run by one scan, so that compile time does not grow with depth.
+
+Every backbone goes through these two functions. A stack is an ordinary NNX module whose parameters carry a leading layer axis; names stay those of one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+from jaxtyping import Array
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def init_stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
+    """`count` independently initialised copies of `make(rngs)` as one module with stacked parameters."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    states = jax.vmap(lambda key: nnx.split(make(nnx.Rngs(key)))[1])(jax.random.split(rngs.params(), count))
+    return nnx.merge(graph, states)
+
+
+def run_stack(stack: nnx.Module, x: Array, context: Any, *, remat: str = "none") -> Array:
+    """Applies the stacked blocks in order: `x = block(x, context)`.
+
+    `context` is any pytree of arrays that all blocks see. `remat` is "none", "full" (the backward pass recomputes each block) or "dots" (it recomputes all
+    but the products with weights).
+    """
+    graph, states = nnx.split(stack)
+
+    def apply(x: Array, state: Any, context: Any) -> Array:
+        return nnx.merge(graph, state)(x, context)  # type: ignore[operator]
+
+    if remat != "none":
+        policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
+        # Inside a scan XLA cannot merge the recomputation with the original, so no barrier is needed against it.
+        apply = jax.checkpoint(apply, policy=policy, prevent_cse=False)
+    return jax.lax.scan(lambda x, state: (apply(x, state, context), None), x, states)[0]

@@ -1,0 +1,108 @@
+"""Non-overlapping windows over the token grid, and the relative position bias within one.
+
+Windows are unshifted (W.A.L.T section 3.2). Where a window does not divide the grid, the last one of an axis is padded at its end and the padding masked
+as key, so the result equals dense attention restricted to tokens of the same window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from walt.transformer.config import Size3
+from walt.transformer.layers import small_normal
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a grid `(T, H, W)` of tokens is cut into windows; a window larger than the grid is clipped to it.
+
+    The layout inside windows is heads-first, `[B, heads, windows, n, head_width]`: both attention products are then plain batched matrix products.
+    Windows are ordered row-major by (time, height, width), hence frame by frame for windows that span one frame.
+    """
+
+    grid: Size3
+    largest: Size3
+
+    @property
+    def window(self) -> Size3:
+        t, h, w = (min(size, side) for size, side in zip(self.largest, self.grid, strict=True))
+        return t, h, w
+
+    @property
+    def counts(self) -> Size3:
+        t, h, w = (-(-side // size) for side, size in zip(self.grid, self.window, strict=True))
+        return t, h, w
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per window, padding included."""
+        return math.prod(self.window)
+
+    @property
+    def padding(self) -> Size3:
+        t, h, w = (count * size - side for count, size, side in zip(self.counts, self.window, self.grid, strict=True))
+        return t, h, w
+
+    def split(self, x: Float[Array, "B T H W d"], heads: int) -> Float[Array, "B heads windows n head_width"]:
+        """Cuts tokens into windows and their channels into heads."""
+        batch, width = x.shape[0], x.shape[-1]
+        if any(self.padding):
+            x = jnp.pad(x, ((0, 0), *((0, extra) for extra in self.padding), (0, 0)))
+        (nt, nh, nw), (t, h, w) = self.counts, self.window
+        x = x.reshape(batch, nt, t, nh, h, nw, w, heads, width // heads)
+        x = x.transpose(0, 7, 1, 3, 5, 2, 4, 6, 8)
+        return x.reshape(batch, heads, nt * nh * nw, t * h * w, width // heads)
+
+    def merge(self, x: Float[Array, "B heads windows n head_width"]) -> Float[Array, "B T H W d"]:
+        """Inverse of `split`; drops the padding."""
+        batch, heads, _, _, head_width = x.shape
+        (nt, nh, nw), (t, h, w) = self.counts, self.window
+        x = x.reshape(batch, heads, nt, nh, nw, t, h, w, head_width)
+        x = x.transpose(0, 2, 5, 3, 6, 4, 7, 1, 8)
+        x = x.reshape(batch, nt * t, nh * h, nw * w, heads * head_width)
+        return x[:, : self.grid[0], : self.grid[1], : self.grid[2]]
+
+    def token_mask(self) -> np.ndarray | None:
+        """True where a slot of a window holds a token, `[windows, n]`; None when there is no padding."""
+        if not any(self.padding):
+            return None
+        (nt, nh, nw), (t, h, w) = self.counts, self.window
+        real = np.pad(np.ones(self.grid, bool), [(0, extra) for extra in self.padding])
+        return real.reshape(nt, t, nh, h, nw, w).transpose(0, 2, 4, 1, 3, 5).reshape(nt * nh * nw, t * h * w)
+
+
+class RelativePositionBias(nnx.Module):
+    """One learned number per head and offset (key minus query) along time, height and width, as in Swin."""
+
+    def __init__(self, window: Size3, heads: int, rngs: nnx.Rngs):
+        self.table = nnx.Param(small_normal(rngs.params(), (heads, *(2 * side - 1 for side in window)), jnp.float32))
+
+    def __call__(self, window: Size3) -> Float[Array, "heads n n"]:
+        """The bias of every (query, key) pair of a window, at most as large as the one the table was made for."""
+        bias = self.table[...]
+        for axis, side in enumerate(window):
+            # Axes already expanded lie in front: [heads, q.., k.., remaining offsets]; the new pair goes behind its own kind.
+            bias = _expand_offsets(bias, side, 1 + 2 * axis)
+            bias = jnp.moveaxis(bias, 1 + 2 * axis, 1 + axis)
+        n = math.prod(window)
+        return bias.reshape(bias.shape[0], n, n)
+
+
+def _expand_offsets(values: Array, side: int, axis: int) -> Array:
+    """Replaces an axis of offsets -(m-1)..m-1, m >= side, by the two axes (query, key) of that side: out[q, k] = values[k - q].
+
+    Written as tile and reshape, a "skew": a gather would do, but its gradient is a scatter, slow on every platform.
+    """
+    excess = (values.shape[axis] - (2 * side - 1)) // 2
+    values = jnp.moveaxis(values, axis, -1)[..., excess : excess + 2 * side - 1]
+    lead = values.shape[:-1]
+    padded = jnp.concatenate([values, jnp.zeros((*lead, 1), values.dtype)], axis=-1)
+    tiled = jnp.broadcast_to(padded[..., None, :], (*lead, side, 2 * side)).reshape(*lead, 2 * side * side)
+    skewed = tiled[..., : side * (2 * side - 1)].reshape(*lead, side, 2 * side - 1)[..., side - 1 :]
+    return jnp.moveaxis(skewed, (-2, -1), (axis, axis + 1))
