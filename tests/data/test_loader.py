@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from walt.config import ConfigError
@@ -67,6 +67,7 @@ def test_the_seed_decides(clips_dir: Path) -> None:
     assert first == again != other
 
 
+@settings(max_examples=20)
 @given(step=st.integers(0, 2000), processes=st.sampled_from([2, 3, 4, 6, 12]), images=st.sampled_from([0.0, 0.25, 1.0]))
 def test_the_number_of_processes_changes_no_batch(
     clips_dir: Path, latents_dir: Path, step: int, processes: int, images: float

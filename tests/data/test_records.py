@@ -66,6 +66,20 @@ def test_missing_shard_and_unknown_split(copy: Path) -> None:
         records.verify(copy)
 
 
+@pytest.mark.parametrize("keep", [0, 100, 70_000])
+def test_half_a_shard_is_found_before_training(copy: Path, keep: int) -> None:
+    path = copy / "train-00001-of-00003.arrayrecord"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(records.DatasetError, match=r"train-00001-of-00003\.arrayrecord (is half written|holds)"):
+        records.RecordSource(copy)
+
+
+def test_only_local_folders(tmp_path: Path) -> None:
+    for use in (records.RecordSource, records.read_manifest, lambda d: records.already_prepared(d, "x", {})):
+        with pytest.raises(records.DatasetError, match="gs://bucket/data is not a local path"):
+            use("gs://bucket/data")
+
+
 def test_changed_bytes_fail_the_checksum(copy: Path) -> None:
     path = copy / "train-00002-of-00003.arrayrecord"
     data = bytearray(path.read_bytes())

@@ -241,7 +241,7 @@ class LatentLoader(_Loader):
         tokens[used], mask[used] = self._tokenize(texts, length)
         return {
             "latents": latents,
-            "is_image": is_image,
+            "is_image": is_image.copy(),
             "caption_tokens": tokens,
             "caption_mask": mask,
             "caption_index": np.where(is_image[:, None], np.arange(frames), 0).astype(np.int32),

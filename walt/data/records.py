@@ -138,7 +138,7 @@ class RecordSource:
     """
 
     def __init__(self, directory: str | os.PathLike, split: str = "train"):
-        self.directory = Path(directory)
+        self.directory = _local(directory)
         self.split = split
         self.manifest = read_manifest(directory)
         if split not in self.manifest.splits:
@@ -147,11 +147,8 @@ class RecordSource:
         if not shards:
             raise DatasetError(f"Split {split!r} of {directory} is empty.")
         for shard in shards:
-            if not (self.directory / shard.file).is_file():
-                raise DatasetError(
-                    f"{self.directory / shard.file} is missing; prepare the data set again in a new folder."
-                )
-        # The explicit range spares opening every file just to count it.
+            _check_readable(self.directory / shard.file, shard.count)
+        # The explicit range spares opening every file once more just to count it.
         instructions = [f"{self.directory / shard.file}[0:{shard.count}]" for shard in shards]
         self._source = array_record_data_source.ArrayRecordDataSource(instructions)
 
@@ -169,6 +166,28 @@ class RecordSource:
         if not isinstance(record, dict):
             raise DatasetError(f"Record {index} of {self.directory} ({self.split}) is not a msgpack map.")
         return record
+
+
+def _local(directory: str | os.PathLike) -> Path:
+    if "://" in str(directory):
+        raise DatasetError(
+            f"{directory} is not a local path; ArrayRecord needs one, so mount the bucket or copy the folder."
+        )
+    return Path(directory)
+
+
+def _check_readable(path: Path, count: int) -> None:
+    """Raises DatasetError unless the shard is there, has its footer and holds `count` records."""
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing; prepare the data set again in a new folder.")
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        found = reader.num_records()
+        reader.close()
+    except Exception as error:  # array_record raises plain RuntimeErrors and ValueErrors
+        raise DatasetError(f"{path} is half written or damaged ({error}); prepare the data set again.") from error
+    if found != count:
+        raise DatasetError(f"{path} holds {found} records, not {count}; prepare the data set again.")
 
 
 def shard_name(split: str, index: int, num_shards: int) -> str:
@@ -205,7 +224,7 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
     Raises:
       DatasetError: no such folder, no manifest (half written), not JSON, or an unknown format.
     """
-    directory = Path(directory)
+    directory = _local(directory)
     path = directory / MANIFEST
     if not directory.is_dir():
         raise DatasetError(f"There is no data set at {directory}; make one with `walt prepare … --output={directory}`.")
@@ -252,7 +271,7 @@ def already_prepared(directory: str | os.PathLike, name: str, request: Mapping[s
     Raises:
       DatasetError: the folder is broken, or was made by another recipe or with other arguments.
     """
-    directory = Path(directory)
+    directory = _local(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
     if not directory.is_dir():
@@ -275,7 +294,7 @@ def new_dataset(directory: str | os.PathLike) -> Iterator[Path]:
     Raises:
       DatasetError: something else took the place of `directory` meanwhile; the finished work is kept and named.
     """
-    directory = Path(directory).absolute()
+    directory = _local(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{directory.name}.partial-"
     for leftover in sorted(directory.parent.glob(prefix + "*")):

@@ -146,4 +146,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (RecordingError, OSError) as error:  # one line, for the parent to show
+        sys.exit(" ".join(str(error).split()))

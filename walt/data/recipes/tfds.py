@@ -182,7 +182,7 @@ def _source(name: str, data: Any, features: Any, config: TfdsConfig) -> _Source:
         return inner(feature.feature) if isinstance(feature, tfds.features.Sequence) else feature
 
     def choose(given: str, kinds: tuple[type, ...], flag: str) -> str:
-        found = [key for key, feature in features.items() if isinstance(inner(feature), kinds)]
+        found = sorted(key for key, feature in features.items() if isinstance(inner(feature), kinds))
         if given in found:
             return given
         if given or len(found) != 1:
