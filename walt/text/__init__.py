@@ -1,0 +1,1 @@
+"""Text: SentencePiece tokens and the encoder that turns them into embeddings."""

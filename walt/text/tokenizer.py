@@ -1,0 +1,87 @@
+"""Captions to token ids with SentencePiece; imports no jax, so that loader workers can use it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Bool, Int
+
+PAD, END, UNKNOWN = 0, 1, 2  # as in T5
+
+
+class TokenizerError(ValueError):
+    """A tokenizer cannot be trained or read; the message says why."""
+
+
+class Tokenizer:
+    """A SentencePiece model. Picklable: what travels are the bytes of the model file.
+
+    Ids 0, 1 and 2 are padding, end of text and unknown, as in T5.
+    """
+
+    def __init__(self, model_bytes: bytes):
+        """Raises `TokenizerError` unless the bytes are a SentencePiece model."""
+        self.model_bytes = model_bytes
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+        except RuntimeError as error:
+            raise TokenizerError(f"not a SentencePiece model: {error}") from error
+
+    @classmethod
+    def train(cls, captions: Sequence[str], vocab_size: int) -> Tokenizer:
+        """A byte-pair model of at most `vocab_size` pieces, fewer where the captions do not give that many.
+
+        The same captions in the same order give the same model. Raises `TokenizerError` when there is nothing to learn.
+        """
+        texts = [caption for caption in captions if caption.strip()]
+        if not texts:
+            raise TokenizerError("a tokenizer needs at least one caption that is not empty")
+        try:
+            return cls(_train(texts, vocab_size))
+        except RuntimeError as error:
+            # SentencePiece names the largest size that the text allows, and the smallest that covers its characters.
+            largest = re.search(r"value <= (\d+)", str(error))
+            if largest is None:
+                raise TokenizerError(f"no tokenizer of {vocab_size} pieces can be trained: {error}") from error
+        print(f"the captions give {largest.group(1)} token pieces, fewer than the {vocab_size} asked for")
+        return cls(_train(texts, int(largest.group(1))))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self._processor.vocab_size()
+
+    def __call__(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n l"], Bool[np.ndarray, "n l"]]:
+        """(ids, mask) of texts cut or padded to `length` tokens; every text ends with the end token, even a cut one."""
+        ids = np.full((len(texts), length), PAD, np.int32)
+        mask = np.zeros((len(texts), length), bool)
+        for row, pieces in enumerate(self._processor.encode(list(texts))):
+            tokens = [*pieces[: length - 1], END]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = True
+        return ids, mask
+
+    def __reduce__(self) -> tuple:
+        return Tokenizer, (self.model_bytes,)
+
+
+def _train(texts: Sequence[str], vocab_size: int) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=vocab_size,
+        model_type="bpe",  # unigram hardly joins letters where captions come from a few templates
+        character_coverage=1.0,
+        pad_id=PAD,
+        eos_id=END,
+        unk_id=UNKNOWN,
+        bos_id=-1,
+        num_threads=1,  # several threads give another model from run to run
+        minloglevel=2,
+    )
+    return model.getvalue()
