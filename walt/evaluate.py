@@ -3,8 +3,8 @@
     walt evaluate --real=data/atari --generated=samples --json=result.json --report=result.html
 
 `--real` is a prepared data set with a held-out split. `--generated` is a folder of mp4, webm or gif files, each with its
-prompt in a .txt file beside it or in captions.jsonl / captions.csv (fields file, caption and, where no real clip has that
-caption, label); or a prepared data set.
+prompt in a .txt file beside it or in captions.csv / captions.jsonl (fields file and caption); or a prepared data set. The
+label of a clip (the game) is the field `label` there, the name of the subfolder, or that of the real clips captioned so.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ def main(argv: Sequence[str]) -> None:
     from walt.evaluation import result, source  # numpy and scikit-learn: flag errors need not wait for them
 
     result.check_protocol(arguments.protocol)
+    for path in (arguments.json, arguments.report):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise command.CommandError(f"there is no folder {Path(path).absolute().parent} to write {path} into")
     heldout = source.read_clips(arguments.real, "heldout", limit=MAX_REAL_CLIPS)
-    generated = source.read_generated(arguments.generated, source.caption_labels(arguments.real))
+    generated = source.read_generated(arguments.generated, heldout, source.caption_labels(arguments.real))
     training = source.PreparedClips(arguments.real, "train")
     found = result.evaluate_clips(heldout, generated=generated, training=training, protocol=arguments.protocol)
     print(f"{len(generated)} generated clips, {len(heldout)} real held-out clips, protocol {arguments.protocol}")

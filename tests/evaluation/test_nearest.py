@@ -38,6 +38,21 @@ def test_one_level_in_one_value_is_told_from_a_copy():
     assert found.clips.labels == ("base",) and found.distances[0] == 0.0
 
 
+@pytest.mark.parametrize("level", [0, 128, 250])
+def test_rounding_of_the_search_never_hides_the_nearest_clip(level):
+    # Long clips that differ from the query by a handful of levels: their squared distances agree to 1e-8 of the squared lengths.
+    random = np.random.default_rng(level)
+    base = np.full((17, 32, 32, 3), level, np.uint8)
+    videos = np.stack([base] * 70)
+    for row in range(70):
+        places = random.choice(base.size, size=int(random.integers(3, 200)), replace=False)
+        videos[row].reshape(-1)[places] += 1
+    truth = (videos != level).sum(axis=(1, 2, 3, 4))
+    found = nearest_clips(Clips(base[None], ("q",)), Clips(videos, tuple(str(i) for i in range(70))).chunks(30))
+    assert found.clips.labels == (str(truth.argmin()),)
+    assert found.distances[0] == pytest.approx(np.sqrt(truth.min() / base.size) / 255, rel=1e-12)
+
+
 def test_the_earliest_of_equal_clips_wins(footage):
     clip = footage(1).take([0])
     copies = Clips(np.repeat(clip.videos, 5, axis=0), tuple("abcde"))

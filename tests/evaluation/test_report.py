@@ -51,10 +51,7 @@ def full(footage, tmp_path):
     heldout, training, generated = footage(4, seed=1), footage(4, seed=2), footage(3, seed=3)
     result = evaluate_clips(heldout, reconstructions=heldout.videos, generated=generated, training=[training])
     metrics = tmp_path / "metrics.jsonl"
-    lines = [
-        {"step": i, "time": 1e9 + i, "loss": 1 / (i + 1), "eval/psnr": 20 + i, "learning_rate": 1e-4, "l2_grads": 1}
-        for i in range(60)
-    ]
+    lines = [{"step": i, "time": 1e9 + i, "loss": 1 / (i + 1), "l2_grads": 1} for i in range(60)]
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Report(
         title="A run",
@@ -86,12 +83,29 @@ def test_a_full_page_has_every_section_and_needs_no_other_file(full):
     }
     assert page.sources and all(source.startswith("data:image/") for source in page.sources)
     assert not re.search(r"<(script|link)|url\(|@import|https?://", re.sub(r'src="[^"]*"', "", text))
-    # 12 samples, 4 reconstructions, 3 curves (loss, psnr, learning rate) of the one stage that was trained
-    assert len(page.sources) == 12 + 4 + 3
+    # 12 samples, 4 reconstructions, the loss of the one stage that was trained
+    assert len(page.sources) == 12 + 4 + 1
     assert "Stage 1" in page.text and "Stage 2" not in page.text
     assert page.text.count("✓ reached") == sum(bar.passed is True for bar in full.bars) > 0
     assert "“a game of coral”" in page.text and "5 min 00 s in all" in page.text
     assert '{"width": 192}' in page.text and "jax 0.10.2, numpy 2.0" in page.text and "unknown" not in page.text
+
+
+def test_curves_are_losses_first_and_few(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    names = (
+        "learning_rate",
+        "eval/psnr",
+        "loss",
+        "l2_grads",
+        "examples_per_second",
+        "adversarial_loss",
+        "perceptual_loss",
+    )
+    metrics.write_text(json.dumps({"step": 1, "time": 5.0, "broken_loss": None, **dict.fromkeys(names, 0.5)}) + "\n")
+    text = render(Report("t", metrics={"Stage 1": metrics}))
+    shown = re.findall(r'alt="(\S+) over steps, last value 0.5"', text)
+    assert shown == ["loss", "adversarial_loss", "perceptual_loss", "eval/psnr"]
 
 
 def test_missed_and_undefined_bars_are_marked(full):

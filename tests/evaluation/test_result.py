@@ -67,6 +67,16 @@ def test_nearest_of_samples_and_of_heldout_clips_are_kept_apart(footage):
     assert result.nearest.clips.labels == training.labels
 
 
+def test_flicker_of_the_first_stage_shows_in_its_own_motion(footage):
+    heldout = footage(4)
+    flicker = heldout.videos.copy()
+    flicker[:, ::2] += 5
+    result = evaluate_clips(heldout, reconstructions=flicker)
+    assert result.reconstruction_motion.motion_ratio > 1.1
+    assert result.per_label()["blue"]["reconstruction_motion_ratio"] > 1.1
+    assert evaluate_clips(heldout, reconstructions=heldout.videos).reconstruction_motion.motion_ratio == 1.0
+
+
 def test_unlike_shapes_and_unknown_protocols_are_refused(footage):
     with pytest.raises(
         ValueError, match=r"generated clips are \[6, 16, 16, 3\] but held-out clips are \[5, 16, 16, 3\]"

@@ -20,6 +20,7 @@ from walt.evaluation.clips import (
     check_videos,
     evenly_spaced,
 )
+from walt.evaluation.threads import one_blas_thread
 
 MAX_REAL_CLIPS = 256
 """Real clips per label that are compared with each other: an evenly spaced subset of this size estimates the mean well enough."""
@@ -67,6 +68,7 @@ class DiversityResult:
     per_label: Mapping[str, LabelDiversity]
 
 
+@one_blas_thread
 def diversity_ratio(generated: Clips, real: Clips) -> DiversityResult:
     """Mean pairwise distance within a prompt of the generated clips, relative to real clips of the same label.
 

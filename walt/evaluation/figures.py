@@ -72,7 +72,8 @@ def curve_svg(steps: np.ndarray, values: np.ndarray, title: str, *, log_scale: b
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "walt", "font.family": "sans-serif", "font.size": 9}
     ):
-        figure = Figure(figsize=(4.6, 2.5), layout="constrained")
+        figure = Figure(figsize=(4.6, 2.5))  # fixed margins: an automatic layout takes ten times as long
+        figure.subplots_adjust(left=0.12, right=0.98, top=0.88, bottom=0.17)
         figure.patch.set_alpha(0.0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0.0)

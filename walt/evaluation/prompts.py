@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from walt.evaluation.clips import Clips, EvaluationError, check_labels_known, check_videos, evenly_spaced
+from walt.evaluation.threads import one_blas_thread
 
 FEATURE_SIDE = 16
 """Frames are averaged down to this many cells per side: enough to tell scenes apart, too coarse to key on sharpness or noise."""
@@ -63,6 +64,7 @@ class LabelClassifier:
         return tuple(self.labels[column] for column in self.probabilities(videos).argmax(axis=1))
 
 
+@one_blas_thread
 def fit_classifier(real: Clips, *, seed: int = 0) -> LabelClassifier:
     """Logistic regression on coarse frames of real clips, three quarters of each label's clips for the fit and the rest to measure it.
 
@@ -166,6 +168,7 @@ class PromptResult:
     named: tuple[str, ...]
 
 
+@one_blas_thread
 def prompt_accuracy(classifier: LabelClassifier, generated: Clips) -> PromptResult:
     """How many generated clips the classifier names as their prompt does, and the same for shuffled prompts.
 

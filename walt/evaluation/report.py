@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ TABLE_COLUMNS: Mapping[str, tuple[str, str]] = {
     "moving_fraction": ("pixels moving", ".1%"),
     "prompt_accuracy": ("prompts right", ".0%"),
     "motion_ratio": ("motion ratio", ".2f"),
+    "reconstruction_motion_ratio": ("… recoded real", ".2f"),
     "diversity_ratio": ("diversity ratio", ".2f"),
 }
 
@@ -117,6 +119,7 @@ def render(report: Report) -> str:
     )
 
 
+@functools.cache
 def _template() -> Any:
     try:
         import jinja2

@@ -28,6 +28,7 @@ DEFINITIONS: Mapping[str, str] = {
     "prompt_accuracy": "generated clips that a classifier fitted on real frames alone names as their prompt does",
     "prompt_accuracy_shuffled": "the same against prompts permuted so that none matches; ignoring prompts gives chance, following them 0",
     "motion_ratio": "mean absolute frame difference, generated / real, averaged over labels before dividing",
+    "reconstruction_motion_ratio": "the same for reconstructions over their originals: what the first stage alone adds (flicker) or takes",
     "motion_labels_within": "labels whose own ratio lies in 0.5-2",
     "diversity_ratio": "mean pairwise distance within a prompt over that of real clips within a label, averaged over labels before dividing",
     "nearest_distance": f"mean distance to the nearest training clip: {DISTANCE}",
@@ -42,6 +43,7 @@ class EvaluationResult:
 
     protocol: Mapping[str, Any]
     reconstruction: ReconstructionResult | None = None
+    reconstruction_motion: MotionResult | None = None
     prompts: PromptResult | None = None
     motion: MotionResult | None = None
     diversity: DiversityResult | None = None
@@ -53,6 +55,8 @@ class EvaluationResult:
         figures: dict[str, float | int | None] = {}
         if self.reconstruction is not None:
             figures.update(_fields(self.reconstruction, without=("per_label",)))
+        if self.reconstruction_motion is not None:
+            figures["reconstruction_motion_ratio"] = self.reconstruction_motion.motion_ratio
         if self.prompts is not None:
             figures.update(_fields(self.prompts, without=("per_label", "confusion", "named")))
         if self.motion is not None:
@@ -70,6 +74,10 @@ class EvaluationResult:
         table: dict[str, dict[str, float | int | None]] = {}
         parts: tuple[tuple[str, Mapping[str, Any]], ...] = (
             ("", {} if self.reconstruction is None else self.reconstruction.per_label),
+            (
+                "reconstruction_motion_",
+                {} if self.reconstruction_motion is None else self.reconstruction_motion.per_label,
+            ),
             ("motion_", {} if self.motion is None else self.motion.per_label),
             ("diversity_", {} if self.diversity is None else self.diversity.per_label),
         )
@@ -118,17 +126,19 @@ def evaluate_clips(
     check_protocol(protocol)
     if generated is not None:
         check_same_shape("generated", generated, "held-out", heldout)
-    reconstruction = None
+    reconstruction, recoded = None, None
     if reconstructions is not None:
         means = None if training is None else mean_frames(training)
         reconstruction = compare_reconstructions(heldout, reconstructions, means)
+        recoded = motion_ratio(Clips(reconstructions, heldout.labels), heldout) if heldout.clip_shape[0] > 1 else None
     if generated is None:
-        return EvaluationResult(_card(protocol, seed, heldout, None), reconstruction)
+        return EvaluationResult(_card(protocol, seed, heldout, None), reconstruction, recoded)
     nameable = len(heldout.label_names) > 1
     nearest, usual = (None, None) if training is None else _nearest(generated, heldout, training)
     return EvaluationResult(
         protocol=_card(protocol, seed, heldout, generated),
         reconstruction=reconstruction,
+        reconstruction_motion=recoded,
         prompts=prompt_accuracy(fit_classifier(heldout, seed=seed), generated) if nameable else None,
         motion=motion_ratio(generated, heldout),
         diversity=diversity_ratio(generated, heldout),

@@ -53,12 +53,14 @@ def caption_labels(directory: str | os.PathLike[str], split: str = "heldout") ->
     return {caption: next(iter(labels)) for caption, labels in found.items() if len(labels) == 1}
 
 
-def read_generated(directory: str | os.PathLike[str], labels: Mapping[str, str]) -> Clips:
+def read_generated(directory: str | os.PathLike[str], real: Clips, captions: Mapping[str, str]) -> Clips:
     """Generated clips with prompts and labels, from a prepared data set or from a folder of mp4, webm and gif files.
 
-    In a folder the prompt of `a.mp4` stands in `a.txt` beside it, or in `captions.jsonl` or `captions.csv` with the fields file, caption and,
-    optionally, label. The label of a prompt without one is looked up in `labels` (what `caption_labels` returned for the real clips).
-    Raises `EvaluationError` naming the file when a video cannot be read, has no prompt or an unknown one, or has another size than the first.
+    In a folder the prompt of `a.mp4` is the first line of `a.txt` beside it, or stands in `captions.csv` or `captions.jsonl` with the fields
+    file and caption. Its label is, in this order: the field `label` there; the name of the subfolder if that is a label of `real`; what
+    `captions` (see `caption_labels`) says of the prompt; the label of `real` if it has one alone.
+    Videos whose sides are the same multiple of the real ones are shrunk by it: `walt sample` enlarges pixels for the eye.
+    Raises `EvaluationError` naming the file when it has no prompt, no label or another shape than the first; `MediaError` for damaged ones.
     """
     directory = Path(directory)
     if (directory / MANIFEST).is_file():
@@ -69,26 +71,21 @@ def read_generated(directory: str | os.PathLike[str], labels: Mapping[str, str])
     files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     if not files:
         raise EvaluationError(f"{directory} holds no videos ({', '.join(VIDEO_SUFFIXES)}) and is no prepared data set")
-    listed = _listed_captions(directory)
+    rows = _caption_rows(directory)
     videos: list[np.ndarray] = []
-    prompts, names = [], []
+    prompts, labels = [], []
     for file in files:
-        prompt, label = _prompt_of(file, directory, listed)
-        if label is None and prompt not in labels:
-            raise EvaluationError(
-                f"{file}: no real clip has the caption {prompt!r}; add its label to captions.jsonl (file, caption, label)"
-            )
-        video = media.read_video(file)[0]
+        prompt, label = _prompt_of(file, directory, rows)
+        labels.append(label or _label_of(file, directory, prompt, real.label_names, captions))
+        prompts.append(prompt)
+        video = _shrunk(media.read_video(file)[0], real.clip_shape[1], real.clip_shape[2])
         if videos and video.shape != videos[0].shape:
             raise EvaluationError(
                 f"{file} is {list(video.shape)} but {files[0].name} is {list(videos[0].shape)}: all need one shape"
             )
         videos.append(video)
-        prompts.append(prompt)
-        names.append(labels[prompt] if label is None else label)
-    return Clips(
-        np.stack(videos), tuple(names), tuple(prompts), tuple(file.relative_to(directory).as_posix() for file in files)
-    )
+    ids = tuple(file.relative_to(directory).as_posix() for file in files)
+    return Clips(np.stack(videos), tuple(labels), tuple(prompts), ids)
 
 
 def _gather(source: RecordSource, rows: np.ndarray) -> Clips:
@@ -115,30 +112,61 @@ def _gather(source: RecordSource, rows: np.ndarray) -> Clips:
     return Clips(videos, tuple(labels), tuple(prompts), tuple(ids))
 
 
-def _listed_captions(directory: Path) -> dict[str, dict[str, Any]]:
-    """File name -> row of captions.jsonl or captions.csv; empty when there is neither."""
-    rows: list[dict[str, Any]] = []
-    lines, table = directory / "captions.jsonl", directory / "captions.csv"
+def _caption_rows(directory: Path) -> dict[str, dict[str, Any]]:
+    """File name -> its first row of captions.csv or captions.jsonl; empty when there is neither."""
+    found = [path for path in (directory / "captions.csv", directory / "captions.jsonl") if path.is_file()]
+    if not found:
+        return {}
+    rows: dict[str, dict[str, Any]] = {}
     try:
-        if lines.is_file():
-            rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines() if line.strip()]
-        elif table.is_file():
-            with table.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        return {str(row["file"]): row for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(
-            f"{lines if lines.is_file() else table}: every row needs the fields file and caption ({error!r})"
-        ) from error
+        with found[0].open(newline="", encoding="utf-8-sig") as file:
+            lines = (
+                csv.DictReader(file)
+                if found[0].suffix == ".csv"
+                else (json.loads(line) for line in file if line.strip())
+            )
+            for number, row in enumerate(lines, 1):
+                if not isinstance(row, dict) or not row.get("file") or not str(row.get("caption") or "").strip():
+                    raise EvaluationError(f"{found[0]}, entry {number}: `file` and `caption` are needed")
+                rows.setdefault(Path(row["file"]).as_posix(), row)
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise EvaluationError(f"{found[0]} cannot be read: {error}") from error
+    return rows
 
 
-def _prompt_of(file: Path, directory: Path, listed: Mapping[str, Mapping[str, Any]]) -> tuple[str, str | None]:
-    row = listed.get(file.relative_to(directory).as_posix())
-    if row is not None and row.get("caption"):
-        return str(row["caption"]), row.get("label") or None
+def _prompt_of(file: Path, directory: Path, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """The prompt of a file, and its label if that is written down ("" if not)."""
+    row = rows.get(file.relative_to(directory).as_posix())
+    if row is not None:
+        return str(row["caption"]).strip(), str(row.get("label") or "").strip()
     sidecar = file.with_suffix(".txt")
-    if not sidecar.is_file():
+    lines = sidecar.read_text(encoding="utf-8").split("\n") if sidecar.is_file() else []
+    prompt = next((line.strip() for line in lines if line.strip()), "")
+    if not prompt:
         raise EvaluationError(
-            f"{file} has no prompt: put it in {sidecar.name} beside it or in captions.jsonl (file, caption, label)"
+            f"{file} has no prompt: write it to {sidecar.name} beside it or to captions.jsonl (fields file, caption)"
         )
-    return sidecar.read_text(encoding="utf-8").strip(), None
+    return prompt, ""
+
+
+def _label_of(file: Path, directory: Path, prompt: str, known: tuple[str, ...], captions: Mapping[str, str]) -> str:
+    folder = file.relative_to(directory).parts[0]
+    if folder in known:
+        return folder
+    if prompt in captions:
+        return captions[prompt]
+    if len(known) == 1:
+        return known[0]
+    raise EvaluationError(
+        f"{file}: no real clip has the caption {prompt!r}, so its label is unknown; add the field `label` to captions.jsonl "
+        f"(one of {', '.join(known)})"
+    )
+
+
+def _shrunk(video: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The video at the real size if its sides are one whole multiple of that, else as it is."""
+    factor = video.shape[1] // height
+    if factor < 2 or video.shape[1:3] != (factor * height, factor * width):
+        return video
+    blocks = video.reshape(len(video), height, factor, width, factor, 3)
+    return np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)
