@@ -29,20 +29,20 @@ def main(argv: Sequence[str]) -> None:
     """Trains what the config describes; `argv` is [program, --flag=value, ...]."""
     rest, overrides = command.split_overrides(argv)
     arguments = command.parse(Arguments, rest)
-    profile = parse_profile(arguments.profile) if arguments.profile else None
+    if arguments.profile:
+        check_profile(arguments.profile)
     config = walt.config.apply_overrides(walt.config.load(arguments.config), overrides)
 
     from walt import experiment  # imports jax: `walt train --help` and flag errors need not wait for it
 
-    experiment.train(config, arguments.workdir, profile=profile)
+    experiment.train(config, arguments.workdir, profile=arguments.profile)
 
 
-def parse_profile(text: str) -> tuple[int, int]:
-    """`"10:20"` as (10, 20), the steps at which a trace starts and stops."""
+def check_profile(text: str) -> None:
+    """Refuses anything but "START:STOP", before models are built."""
     start, _, stop = text.partition(":")
     if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
         raise command.CommandError(f"--profile must be START:STOP with START < STOP, such as 10:20, got {text!r}")
-    return int(start), int(stop)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,12 @@ import pytest
 
 from walt.text.tokenizer import END, PAD, Tokenizer, TokenizerError
 
-CAPTIONS = [f"a game of {game}, the {thing} moves {way}" for game in ("Boxing", "Freeway", "Enduro", "Seaquest")
-            for thing in ("player", "car", "boat") for way in ("left", "right", "up", "down")]
+CAPTIONS = [
+    f"a game of {game}, the {thing} moves {way}"
+    for game in ("Boxing", "Freeway", "Enduro", "Seaquest")
+    for thing in ("player", "car", "boat")
+    for way in ("left", "right", "up", "down")
+]
 
 
 @pytest.fixture(scope="module")

@@ -4,4 +4,13 @@ from walt.autoencoder.config import AutoencoderConfig, ReconstructionLossConfig
 from walt.autoencoder.model import Autoencoder, reconstruct, to_float, to_uint8
 from walt.autoencoder.task import AutoencoderTask, latent_statistics
 
-__all__ = ["Autoencoder", "AutoencoderConfig", "AutoencoderTask", "ReconstructionLossConfig", "latent_statistics", "reconstruct", "to_float", "to_uint8"]
+__all__ = [
+    "Autoencoder",
+    "AutoencoderConfig",
+    "AutoencoderTask",
+    "ReconstructionLossConfig",
+    "latent_statistics",
+    "reconstruct",
+    "to_float",
+    "to_uint8",
+]

@@ -13,9 +13,10 @@ from walt.config import ConfigError
 class AutoencoderConfig:
     """Shape of the first stage (W.A.L.T section 3.1; MAGVIT-v2 appendix). The defaults are the published video model.
 
-    `strides[i]` is the (time, space) reduction between level i and level i + 1; a `patchify` stem reduces space before level 0 by folding pixel
-    blocks into channels, which makes high-resolution and CPU runs several times cheaper. `temporal_kernels[i]` is the temporal extent of the
-    residual blocks and the upsampling of level i (1 makes them purely spatial); the stem and the head use that of level 0, the middle blocks that of the last level.
+    `strides[i]` is the (time, space) reduction between level i and level i + 1; a `patchify` stem reduces space before
+    level 0 by folding pixel blocks into channels, which makes high-resolution and CPU runs several times cheaper.
+    `temporal_kernels[i]` is the temporal extent of the residual blocks and the upsampling of level i (1 makes them purely
+    spatial); the stem and the head use that of level 0, the middle blocks that of the last level.
     """
 
     latent_channels: int = 8
@@ -35,15 +36,21 @@ class AutoencoderConfig:
         if len(self.strides) != levels - 1:
             raise ConfigError(f"autoencoder.strides has {len(self.strides)} entries; {levels} levels need {levels - 1}")
         if len(self.temporal_kernels) != levels:
-            raise ConfigError(f"autoencoder.temporal_kernels has {len(self.temporal_kernels)} entries; it needs one per level, {levels}")
+            raise ConfigError(
+                f"autoencoder.temporal_kernels has {len(self.temporal_kernels)} entries; it needs one per level, {levels}"
+            )
         for width in self.widths:
             if width % self.groups:
-                raise ConfigError(f"autoencoder.groups={self.groups} does not divide a level's width of {width} channels")
+                raise ConfigError(
+                    f"autoencoder.groups={self.groups} does not divide a level's width of {width} channels"
+                )
         if self.patchify not in (1, 2, 4):
             raise ConfigError(f"autoencoder.patchify={self.patchify}; it must be 1, 2 or 4")
         for stride in self.strides:
             if len(stride) != 2 or min(stride) < 1:
-                raise ConfigError(f"autoencoder.strides holds {stride}; each entry is a pair (time, space) of positive integers")
+                raise ConfigError(
+                    f"autoencoder.strides holds {stride}; each entry is a pair (time, space) of positive integers"
+                )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -70,7 +77,12 @@ class AutoencoderConfig:
         for name, side in (("height", height), ("width", width)):
             if side < 1 or side % self.space_factor:
                 raise ValueError(f"a {name} of {side} does not fit: the encoder takes multiples of {self.space_factor}")
-        return 1 + (frames - 1) // self.time_factor, height // self.space_factor, width // self.space_factor, self.latent_channels
+        return (
+            1 + (frames - 1) // self.time_factor,
+            height // self.space_factor,
+            width // self.space_factor,
+            self.latent_channels,
+        )
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,13 @@ class CausalConv(nnx.Module):
         shape = (*kernel, in_channels, out_channels)
         self.kernel = nnx.Param(scale * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape) / 0.87962566)
         self.bias = nnx.Param(jnp.zeros(out_channels)) if use_bias else None
+        self.size = kernel
         self.strides = strides
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b s i j d"]:
         kernel = self.kernel[...].astype(self.dtype)
-        y = convolve(pad_replicate(x.astype(self.dtype), kernel.shape[:3]), kernel, self.strides)
+        y = convolve(pad_replicate(x.astype(self.dtype), self.size), kernel, self.strides)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -51,12 +52,16 @@ def pad_replicate(x: Float[Array, "b t h w c"], kernel: Size3) -> Float[Array, "
     return jnp.pad(x, ((0, 0), (kt - 1, 0), *spatial, (0, 0)), mode="edge")
 
 
-def convolve(x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], strides: Size3) -> Float[Array, "b s i j d"]:
+def convolve(
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], strides: Size3
+) -> Float[Array, "b s i j d"]:
     """VALID 3D convolution, written for the platform it is compiled for.
 
     XLA's CPU convolutions are slow, above all their weight gradients; gathering the taps and multiplying once is two to four times faster there.
     """
-    return jax.lax.platform_dependent(x, kernel, cpu=lambda x, k: _convolve_taps(x, k, strides), default=lambda x, k: _convolve_native(x, k, strides))
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=lambda x, k: _convolve_taps(x, k, strides), default=lambda x, k: _convolve_native(x, k, strides)
+    )
 
 
 def _convolve_native(x: Array, kernel: Array, strides: Size3) -> Array:

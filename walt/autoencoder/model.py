@@ -5,6 +5,8 @@ An image is a clip of one frame. The first frame is always encoded on its own; e
 
 from __future__ import annotations
 
+import itertools
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -22,14 +24,18 @@ class LatentStatistic(nnx.Variable):
 class ResBlock(nnx.Module):
     """Norm, swish, convolution, twice, beside a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, temporal_kernel: int, config: AutoencoderConfig, rngs: nnx.Rngs):
+    def __init__(
+        self, in_channels: int, out_channels: int, temporal_kernel: int, config: AutoencoderConfig, rngs: nnx.Rngs
+    ):
         kernel, dtype = (temporal_kernel, 3, 3), jnp.dtype(config.dtype)
         self.norm1 = GroupNorm(in_channels, config.groups)
         self.conv1 = CausalConv(in_channels, out_channels, kernel, use_bias=False, dtype=dtype, rngs=rngs)
         self.norm2 = GroupNorm(out_channels, config.groups)
         self.conv2 = CausalConv(out_channels, out_channels, kernel, use_bias=False, dtype=dtype, rngs=rngs)
         same = in_channels == out_channels
-        self.shortcut = None if same else CausalConv(in_channels, out_channels, (1, 1, 1), use_bias=False, dtype=dtype, rngs=rngs)
+        self.shortcut = (
+            None if same else CausalConv(in_channels, out_channels, (1, 1, 1), use_bias=False, dtype=dtype, rngs=rngs)
+        )
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
         y = self.conv1(nnx.swish(self.norm1(x)))
@@ -45,10 +51,14 @@ class AdaptiveNorm(nnx.Module):
 
     def __init__(self, channels: int, config: AutoencoderConfig, rngs: nnx.Rngs):
         self.norm = GroupNorm(channels, config.groups, affine=False)
-        self.modulation = CausalConv(config.latent_channels, 2 * channels, (1, 1, 1), dtype=jnp.dtype(config.dtype), rngs=rngs)
+        self.modulation = CausalConv(
+            config.latent_channels, 2 * channels, (1, 1, 1), dtype=jnp.dtype(config.dtype), rngs=rngs
+        )
 
     def __call__(self, x: Float[Array, "b t h w c"], latents: Float[Array, "b f i j l"]) -> Float[Array, "b t h w c"]:
-        scale, shift = jnp.split(resize_nearest(self.modulation(latents), x.shape[1:4]), 2, axis=-1)
+        scale, shift = jnp.split(
+            resize_nearest(self.modulation(latents), (x.shape[1], x.shape[2], x.shape[3])), 2, axis=-1
+        )
         return self.norm(x) * (1 + scale) + shift
 
 
@@ -69,14 +79,17 @@ class Encoder(nnx.Module):
         self.patchify = config.patchify
         channels = PIXEL_CHANNELS * config.patchify**2
         self.stem = CausalConv(channels, widths[0], (config.temporal_kernels[0], 3, 3), dtype=dtype, rngs=rngs)
-        stages, channels = [], widths[0]
+        stages: list[nnx.Module] = []
+        channels = widths[0]
         for level, width in enumerate(widths):
             for _ in range(config.res_blocks):
                 stages.append(ResBlock(channels, width, config.temporal_kernels[level], config, rngs))
                 channels = width
             if level < len(config.strides):
                 stages.append(self._down(channels, config.strides[level], config, rngs))
-        stages += [ResBlock(channels, channels, config.temporal_kernels[-1], config, rngs) for _ in range(config.mid_blocks)]
+        stages += [
+            ResBlock(channels, channels, config.temporal_kernels[-1], config, rngs) for _ in range(config.mid_blocks)
+        ]
         self.stages = nnx.List(stages)
         self.norm = GroupNorm(channels, config.groups)
         self.head = CausalConv(channels, config.latent_channels, (1, 1, 1), dtype=dtype, rngs=rngs)
@@ -98,14 +111,24 @@ class Encoder(nnx.Module):
 class DecoderLevel(nnx.Module):
     """Adaptive norm, residual blocks and, but for the finest level, upsampling by depth-to-space."""
 
-    def __init__(self, channels: int, width: int, temporal_kernel: int, stride: tuple[int, int] | None, config: AutoencoderConfig, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        temporal_kernel: int,
+        stride: tuple[int, int] | None,
+        config: AutoencoderConfig,
+        rngs: nnx.Rngs,
+    ):
         self.norm = AdaptiveNorm(channels, config, rngs)
         widths = [channels] + [width] * config.res_blocks
-        self.blocks = nnx.List([ResBlock(a, b, temporal_kernel, config, rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.blocks = nnx.List([ResBlock(a, b, temporal_kernel, config, rngs) for a, b in itertools.pairwise(widths)])
         self.stride = stride
         if stride is not None:
             time, space = stride
-            self.up = CausalConv(width, width * time * space * space, (temporal_kernel, 3, 3), dtype=jnp.dtype(config.dtype), rngs=rngs)
+            self.up = CausalConv(
+                width, width * time * space * space, (temporal_kernel, 3, 3), dtype=jnp.dtype(config.dtype), rngs=rngs
+            )
 
     def __call__(self, x: Float[Array, "b t h w c"], latents: Float[Array, "b f i j l"]) -> Float[Array, "b T H W d"]:
         x = self.norm(x, latents)
@@ -121,8 +144,15 @@ class Decoder(nnx.Module):
         widths, dtype = config.widths, jnp.dtype(config.dtype)
         first_kernel = config.temporal_kernels[0]
         self.patchify = config.patchify
-        self.stem = CausalConv(config.latent_channels, widths[-1], (config.temporal_kernels[-1], 3, 3), dtype=dtype, rngs=rngs)
-        self.mid = nnx.List([ResBlock(widths[-1], widths[-1], config.temporal_kernels[-1], config, rngs) for _ in range(config.mid_blocks)])
+        self.stem = CausalConv(
+            config.latent_channels, widths[-1], (config.temporal_kernels[-1], 3, 3), dtype=dtype, rngs=rngs
+        )
+        self.mid = nnx.List(
+            [
+                ResBlock(widths[-1], widths[-1], config.temporal_kernels[-1], config, rngs)
+                for _ in range(config.mid_blocks)
+            ]
+        )
         levels, channels = [], widths[-1]
         for level in reversed(range(len(widths))):
             stride = config.strides[level - 1] if level else None
@@ -130,7 +160,9 @@ class Decoder(nnx.Module):
             channels = widths[level]
         self.levels = nnx.List(levels)
         self.norm = GroupNorm(channels, config.groups)
-        self.head = CausalConv(channels, PIXEL_CHANNELS * config.patchify**2, (first_kernel, 3, 3), dtype=dtype, rngs=rngs)
+        self.head = CausalConv(
+            channels, PIXEL_CHANNELS * config.patchify**2, (first_kernel, 3, 3), dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, latents: Float[Array, "b f i j c"]) -> Float[Array, "b t h w 3"]:
         x = self.stem(latents)
@@ -157,7 +189,9 @@ class Autoencoder(nnx.Module):
     def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f i j c"]:
         """Normalised latents of clips in [-1, 1]; raises `ValueError` unless t = 1 + 4k and the sides are multiples of 8 (factors of the config)."""
         if not jnp.issubdtype(video.dtype, jnp.floating):
-            raise ValueError(f"encode takes float video in [-1, 1], got {video.dtype}; divide uint8 pixels by 127.5 and subtract 1")
+            raise ValueError(
+                f"encode takes float video in [-1, 1], got {video.dtype}; divide uint8 pixels by 127.5 and subtract 1"
+            )
         if video.ndim != 5 or video.shape[-1] != PIXEL_CHANNELS:
             raise ValueError(f"encode takes [batch, time, height, width, 3], got {video.shape}")
         self.config.latent_shape(*video.shape[1:4])
@@ -166,7 +200,9 @@ class Autoencoder(nnx.Module):
     def decode(self, latents: Float[Array, "b f i j c"]) -> Float[Array, "b t h w 3"]:
         """Clips in about [-1, 1] (not clipped) from normalised latents; raises `ValueError` on another number of channels."""
         if latents.ndim != 5 or latents.shape[-1] != self.config.latent_channels:
-            raise ValueError(f"decode takes [batch, frames, height, width, {self.config.latent_channels}], got {latents.shape}")
+            raise ValueError(
+                f"decode takes [batch, frames, height, width, {self.config.latent_channels}], got {latents.shape}"
+            )
         return self.decode_raw(latents * self.latent_std[...] + self.latent_mean[...])
 
     def encode_raw(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f i j c"]:
@@ -191,5 +227,3 @@ def to_uint8(video: Float[Array, "..."]) -> Array:
 def reconstruct(model: Autoencoder, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
     """Encode and decode without the border's checks and normalisation (they cancel)."""
     return model.decode_raw(model.encode_raw(video))
-
-

@@ -33,7 +33,9 @@ class AutoencoderTask:
         params, extra = self.model.init(key)
         return {GROUP: params}, extra
 
-    def gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[dict[str, Tree], Tree, dict[str, jax.Array]]:
+    def gradients(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[dict[str, Tree], Tree, dict[str, jax.Array]]:
         def loss(params: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
             return self._evaluate(params, state.extra, batch)
 
@@ -44,7 +46,10 @@ class AutoencoderTask:
         return self._evaluate(params[GROUP], extra, batch)[1]
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"video": jax.ShapeDtypeStruct((*self._clip_shape, 3), np.uint8), "row": jax.ShapeDtypeStruct((), np.int32)}
+        return {
+            "video": jax.ShapeDtypeStruct((*self._clip_shape, 3), np.uint8),
+            "row": jax.ShapeDtypeStruct((), np.int32),
+        }
 
     def row_cost(self) -> RowCost:
         """Tokens are latent positions; FLOPs are XLA's count of the forward pass, times three."""
@@ -66,14 +71,22 @@ def latent_statistics(model: Functional[Autoencoder], params: Tree, clips: Itera
     encode = jax.jit(lambda params, video: model.bind(params, _uncalibrated(model)).encode_raw(to_float(video)))
     count, total, total_squared = 0, np.float64(0), np.float64(0)
     for video in clips:
-        latents = np.asarray(encode(params, video), np.float64).reshape(-1, model.abstract_extra["latent_mean"].shape[0])
-        count, total, total_squared = count + len(latents), total + latents.sum(0), total_squared + np.square(latents).sum(0)
+        latents = np.asarray(encode(params, video), np.float64).reshape(
+            -1, model.abstract_extra["latent_mean"].shape[0]
+        )
+        count, total, total_squared = (
+            count + len(latents),
+            total + latents.sum(0),
+            total_squared + np.square(latents).sum(0),
+        )
     if not count:
         raise ValueError("latent statistics need at least one clip, got none")
     mean = total / count
     std = np.sqrt(np.maximum(total_squared / count - np.square(mean), 0))
     if not np.all(std > 1e-6):
-        raise ValueError(f"latent channels {np.flatnonzero(std <= 1e-6).tolist()} do not vary over {count} positions; the autoencoder has collapsed")
+        raise ValueError(
+            f"latent channels {np.flatnonzero(std <= 1e-6).tolist()} do not vary over {count} positions; the autoencoder has collapsed"
+        )
     return {"latent_mean": jnp.asarray(mean, jnp.float32), "latent_std": jnp.asarray(std, jnp.float32)}
 
 

@@ -23,7 +23,7 @@ from walt.training.module import Functional
 from walt.training.state import TrainState
 from walt.training.task import Batch, RowCost, Tree
 from walt.transformer.config import TransformerConfig
-from walt.transformer.model import transformer_flops
+from walt.transformer.flops import transformer_flops
 
 MakeDenoiser = Callable[[TransformerConfig, TextEncoderConfig | None, nnx.Rngs], nnx.Module]
 

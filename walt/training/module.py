@@ -24,20 +24,25 @@ class Functional(Generic[M]):
 
     def __init__(self, make: Callable[[nnx.Rngs], M]):
         self._make = make
-        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-        self._graph, params, extra = nnx.split(abstract, nnx.Param, ...)
-        self._params_state, self._extra_state = params, extra
+        graph, params, extra = _split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+        self._graph, self._params_state, self._extra_state = graph, params, extra
         self.abstract_params = _string_keys(nnx.to_pure_dict(params))
         self.abstract_extra = _string_keys(nnx.to_pure_dict(extra))
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Fresh (params, extra) for a key; safe under `jax.jit` with `out_shardings`."""
-        _, params, extra = nnx.split(self._make(nnx.Rngs(key)), nnx.Param, ...)
+        _, params, extra = _split(self._make(nnx.Rngs(key)))
         return _string_keys(nnx.to_pure_dict(params)), _string_keys(nnx.to_pure_dict(extra))
 
     def bind(self, params: Tree, extra: Tree | None = None) -> M:
         """The module with these arrays; a missing or extra entry raises `ValueError`."""
         return nnx.merge(self._graph, _filled(self._params_state, params), _filled(self._extra_state, extra or {}))
+
+
+def _split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
+    """(structure, parameters, everything else)."""
+    graph, params, extra = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
+    return graph, params, extra
 
 
 def _string_keys(tree: Any) -> Any:
@@ -48,7 +53,7 @@ def _string_keys(tree: Any) -> Any:
 def _filled(state: nnx.State, values: Tree) -> nnx.State:
     template = nnx.to_pure_dict(state)
     expected, given = jax.tree.structure(_string_keys(template)), jax.tree.structure(values)
-    if expected != given:
+    if str(expected) != str(given):
         raise ValueError(f"parameter tree does not fit the module: expected {expected}, got {given}")
 
     def native_keys(shape: Any, tree: Any) -> Any:

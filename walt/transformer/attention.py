@@ -48,7 +48,9 @@ class WindowAttention(nnx.Module):
         self.key_norm = ScaleNorm(width // config.heads) if config.qk_norm else None
         self.relative_bias = RelativePositionBias(window, config.heads, rngs)
 
-    def __call__(self, x: Float[Array, "B T H W d"], *, identity: Bool[Array, " B"] | None = None) -> Float[Array, "B T H W d"]:
+    def __call__(
+        self, x: Float[Array, "B T H W d"], *, identity: Bool[Array, " B"] | None = None
+    ) -> Float[Array, "B T H W d"]:
         """Rows where `identity` is True attend to nothing but themselves: every token's output is its own value, projected."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
         query = scaled(normed(windows.split(self.query(x), self.heads), self.query_norm))

@@ -46,7 +46,9 @@ class Layer(nnx.Module):
         self.spans_time = window[0] > 1
 
     def __call__(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(context.condition, context.shared_modulation)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(
+            context.condition, context.shared_modulation
+        )
         identity = context.is_image if self.spans_time else None
         x = x + gate.astype(x.dtype) * self.attention(modulate(x, shift, scale), identity=identity)
         if self.cross_attention is not None and context.text is not None and context.text_mask is not None:

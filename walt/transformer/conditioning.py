@@ -16,7 +16,9 @@ TIMESTEP_FEATURES = 256
 MODULATIONS = 6  # shift, scale and gate, for attention and for the MLP
 
 
-def sinusoidal_features(timestep: Float[Array, "*batch"], features: int = TIMESTEP_FEATURES) -> Float[Array, "*batch features"]:
+def sinusoidal_features(
+    timestep: Float[Array, "*batch"], features: int = TIMESTEP_FEATURES
+) -> Float[Array, "*batch features"]:
     """Cosines and sines of the timestep (already times 1000) at wavelengths 2π to 20000π, as in DiT; always at least float32."""
     half = features // 2
     timestep = timestep.astype(jnp.promote_types(timestep.dtype, jnp.float32))
@@ -37,11 +39,20 @@ class Conditioning(nnx.Module):
         self.timestep_in = Linear(TIMESTEP_FEATURES, width, rngs, initializer=small_normal)
         self.timestep_out = Linear(width, width, rngs, initializer=small_normal)
         # The last row stands for "no class".
-        self.class_table = None if config.num_classes is None else nnx.Param(small_normal(rngs.params(), (config.num_classes + 1, width), jnp.float32))
-        self.modulation = None if config.adaln == "separate" else Linear(width, MODULATIONS * width, rngs, initializer=zeros)
+        self.class_table = (
+            None
+            if config.num_classes is None
+            else nnx.Param(small_normal(rngs.params(), (config.num_classes + 1, width), jnp.float32))
+        )
+        self.modulation = (
+            None if config.adaln == "separate" else Linear(width, MODULATIONS * width, rngs, initializer=zeros)
+        )
 
     def __call__(
-        self, timestep: Float[Array, "B F"], class_label: Int[Array, "B F"] | None, drop_class: Bool[Array, "B F"] | None
+        self,
+        timestep: Float[Array, "B F"],
+        class_label: Int[Array, "B F"] | None,
+        drop_class: Bool[Array, "B F"] | None,
     ) -> Float[Array, "B F d"]:
         condition = self.timestep_out(jax.nn.silu(self.timestep_in(sinusoidal_features(timestep))))
         if self.class_table is not None and self.num_classes is not None:
@@ -68,9 +79,13 @@ class LayerModulation(nnx.Module):
         self.own = Linear(width, MODULATIONS * width, rngs, initializer=zeros) if config.adaln == "separate" else None
         low_rank = config.adaln == "lora"
         self.down = Linear(width, config.lora_rank, rngs, bias=False) if low_rank else None
-        self.up = Linear(config.lora_rank, MODULATIONS * width, rngs, bias=False, initializer=zeros) if low_rank else None
+        self.up = (
+            Linear(config.lora_rank, MODULATIONS * width, rngs, bias=False, initializer=zeros) if low_rank else None
+        )
 
-    def __call__(self, condition: Float[Array, "B F d"], shared: Float[Array, "B F m"] | None) -> tuple[Float[Array, "B F 1 1 d"], ...]:
+    def __call__(
+        self, condition: Float[Array, "B F d"], shared: Float[Array, "B F m"] | None
+    ) -> tuple[Float[Array, "B F 1 1 d"], ...]:
         if self.own is not None:
             modulation = self.own(jax.nn.silu(condition))
         elif self.up is not None and self.down is not None:
@@ -80,7 +95,9 @@ class LayerModulation(nnx.Module):
         return tuple(jnp.split(modulation[:, :, None, None, :], MODULATIONS, axis=-1))
 
 
-def modulate(x: Float[Array, "B F h w d"], shift: Float[Array, "B F 1 1 d"], scale: Float[Array, "B F 1 1 d"]) -> Float[Array, "B F h w d"]:
+def modulate(
+    x: Float[Array, "B F h w d"], shift: Float[Array, "B F 1 1 d"], scale: Float[Array, "B F 1 1 d"]
+) -> Float[Array, "B F h w d"]:
     """Adaptive layer norm: normalised tokens, scaled and shifted per frame."""
     return layer_norm(x) * (1 + scale.astype(x.dtype)) + shift.astype(x.dtype)
 

@@ -56,14 +56,29 @@ class TransformerConfig:
         self._check_choices()
 
     def _check_sizes(self) -> None:
-        for name in ("in_channels", "out_channels", "width", "depth", "heads", "patch", "lora_rank", "mlp_ratio", "text_width", "num_classes"):
+        for name in (
+            "in_channels",
+            "out_channels",
+            "width",
+            "depth",
+            "heads",
+            "patch",
+            "lora_rank",
+            "mlp_ratio",
+            "text_width",
+            "num_classes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"transformer.{name} must be at least 1, got {value}")
         if len(self.latent_shape) != 3 or min(self.latent_shape) < 1:
-            raise ConfigError(f"transformer.latent_shape must be three positive sizes (frames, height, width), got {self.latent_shape}")
+            raise ConfigError(
+                f"transformer.latent_shape must be three positive sizes (frames, height, width), got {self.latent_shape}"
+            )
         if any(side % self.patch for side in self.latent_shape[1:]):
-            raise ConfigError(f"transformer.patch {self.patch} must divide the height and width of latent_shape {self.latent_shape}")
+            raise ConfigError(
+                f"transformer.patch {self.patch} must divide the height and width of latent_shape {self.latent_shape}"
+            )
         if self.width % self.heads:
             raise ConfigError(f"transformer.heads {self.heads} must divide width {self.width}")
         needed = self.out_channels * (2 if self.self_conditioning else 1)
@@ -77,11 +92,15 @@ class TransformerConfig:
         for name in ("spatial_window", "spacetime_window"):
             window = getattr(self, name)
             if window is not None and (len(window) != 3 or min(window) < 1):
-                raise ConfigError(f"transformer.{name} must be three positive sizes (frames, height, width) in tokens, got {window}")
+                raise ConfigError(
+                    f"transformer.{name} must be three positive sizes (frames, height, width) in tokens, got {window}"
+                )
         if self.spatial_window[0] != 1:
             raise ConfigError(f"transformer.spatial_window must span one frame, got {self.spatial_window}")
         if self.spacetime_window is not None and self.depth % 2:
-            raise ConfigError(f"transformer.depth must be even (layers alternate spatial and spatiotemporal), got {self.depth}")
+            raise ConfigError(
+                f"transformer.depth must be even (layers alternate spatial and spatiotemporal), got {self.depth}"
+            )
 
     def _check_choices(self) -> None:
         choices = {
@@ -91,7 +110,9 @@ class TransformerConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"transformer.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                raise ConfigError(
+                    f"transformer.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
 
     @property
     def grid(self) -> Size3:

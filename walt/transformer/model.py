@@ -34,7 +34,9 @@ class FinalLayer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.modulation = Linear(config.width, 2 * config.width, rngs, initializer=zeros)
-        self.projection = Linear(config.width, config.patch**2 * config.out_channels, rngs, dtype=config.dtype, initializer=zeros)
+        self.projection = Linear(
+            config.width, config.patch**2 * config.out_channels, rngs, dtype=config.dtype, initializer=zeros
+        )
 
     def __call__(self, x: Float[Array, "B F h w d"], condition: Float[Array, "B F d"]) -> Float[Array, "B F h w p"]:
         modulation = self.modulation(jax.nn.silu(condition))[:, :, None, None, :]
@@ -99,20 +101,36 @@ class Transformer(nnx.Module):
         x = unpatchify(self.final(x, condition), self.config.patch)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-    def _check(self, latents: Array, timestep: Array, is_image: Array, text: Array | None, class_label: Array | None) -> None:
+    def _check(
+        self, latents: Array, timestep: Array, is_image: Array, text: Array | None, class_label: Array | None
+    ) -> None:
         config = self.config
         frames, height, width = config.latent_shape
         if latents.ndim != 5 or latents.shape[2:] != (height, width, config.in_channels) or latents.shape[1] > frames:
-            raise ValueError(f"latents must be [B, F, {height}, {width}, {config.in_channels}] with F at most {frames}, got {latents.shape}")
+            raise ValueError(
+                f"latents must be [B, F, {height}, {width}, {config.in_channels}] with F at most {frames}, got {latents.shape}"
+            )
         if timestep.shape != latents.shape[:2]:
-            raise ValueError(f"timestep must have one value per row and latent frame, {latents.shape[:2]}, got {timestep.shape}")
+            raise ValueError(
+                f"timestep must have one value per row and latent frame, {latents.shape[:2]}, got {timestep.shape}"
+            )
         if is_image.shape != latents.shape[:1] or is_image.dtype != jnp.bool_:
-            raise ValueError(f"is_image must be bool of shape {latents.shape[:1]}, got {is_image.dtype} {is_image.shape}")
+            raise ValueError(
+                f"is_image must be bool of shape {latents.shape[:1]}, got {is_image.dtype} {is_image.shape}"
+            )
         if (text is None) != (config.text_width is None):
-            expected = "is not given text (text_width is None)" if config.text_width is None else "needs text_embeddings (drop_text for none)"
+            expected = (
+                "is not given text (text_width is None)"
+                if config.text_width is None
+                else "needs text_embeddings (drop_text for none)"
+            )
             raise ValueError(f"this transformer {expected}")
-        if text is not None and (text.ndim != 4 or text.shape[0] != latents.shape[0] or text.shape[-1] != config.text_width):
-            raise ValueError(f"text_embeddings must be [{latents.shape[0]}, C, L, {config.text_width}], got {text.shape}")
+        if text is not None and (
+            text.ndim != 4 or text.shape[0] != latents.shape[0] or text.shape[-1] != config.text_width
+        ):
+            raise ValueError(
+                f"text_embeddings must be [{latents.shape[0]}, C, L, {config.text_width}], got {text.shape}"
+            )
         if class_label is not None and config.num_classes is None:
             raise ValueError("class_label was given to a transformer without classes (num_classes is None)")
 

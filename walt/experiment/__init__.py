@@ -1,0 +1,23 @@
+"""The composition root: from a config to models, task, data, evaluators and a run. Only this room knows all the others."""
+
+from __future__ import annotations
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from walt.experiment.config import AutoencoderExperiment, DiffusionExperiment, ExperimentConfig, parse
+from walt.training.state import TrainState
+
+__all__ = ["AutoencoderExperiment", "DiffusionExperiment", "ExperimentConfig", "parse", "train"]
+
+
+def train(config: ConfigDict, workdir: epath.PathLike, profile: str | None = None) -> TrainState:
+    """Runs the experiment that `config` describes; goes on from the latest checkpoint in `workdir`."""
+    experiment = parse(config)
+    if isinstance(experiment, AutoencoderExperiment):
+        from walt.experiment.stage1 import train_autoencoder
+
+        return train_autoencoder(experiment, workdir, profile)
+    from walt.experiment.stage2 import train_diffusion
+
+    return train_diffusion(experiment, workdir, profile)

@@ -1,0 +1,86 @@
+"""Encode a data set of clips into latents, once, so that stage 2 never runs the encoder.
+
+A latents record holds the latents of the clip and of some of its frames as stills: an image is a clip of one frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from walt.autoencoder.config import AutoencoderConfig
+from walt.config import ConfigError, from_config_dict
+from walt.data import media, records
+from walt.experiment.weights import weights_checksum
+from walt.generation.pipeline import Pipeline
+from walt.generation.sources import open_bundle
+
+STILLS = 5  # frames per clip that also become images, evenly spread
+BATCH = 16
+
+
+def prepare(autoencoder: epath.PathLike, input: epath.PathLike, output: epath.PathLike) -> records.Manifest:
+    """Encodes every split of the clips in `input` with the autoencoder of a bundle or workdir into the new folder `output`.
+
+    A finished `output` from the same clips and weights is left as it is. Raises `DatasetError` if it is anything else, or
+    if `input` holds no clips; `ConfigError` if the autoencoder is not calibrated.
+    """
+    bundle = open_bundle(autoencoder)
+    source = records.read_manifest(input)
+    if "clip" not in source.shapes:
+        raise records.DatasetError(f"{input} holds no clips but {', '.join(source.shapes)}")
+    component = bundle.components["autoencoder"]
+    if not np.any(component.extra["latent_mean"]):
+        raise ConfigError(f"the autoencoder in {autoencoder} has no latent statistics yet: let its training finish")
+    shards = [shard.sha256 for split in source.splits.values() for shard in split.shards]
+    request = {"autoencoder": weights_checksum(component), "input": shards, "stills": STILLS}
+    finished = records.already_prepared(output, "latents", request)
+    if finished is not None:
+        print(f"{output} already holds these latents ({finished.splits['train'].count} training clips).")
+        return finished
+    pipeline = Pipeline(bundle)
+    length, height, width, _ = source.shapes["clip"]
+    shape = from_config_dict(AutoencoderConfig, component.config).latent_shape(length, height, width)
+    frames = np.linspace(0, length - 1, STILLS).round().astype(int)
+    with records.new_dataset(output) as directory:
+        splits = {}
+        for split, info in source.splits.items():
+            with records.RecordWriter(directory, split, num_shards=len(info.shards)) as writer:
+                for record in _encoded(pipeline, records.RecordSource(input, split), frames, split):
+                    writer.write(record)
+                splits[split] = writer.close()
+        records.write_manifest(
+            directory,
+            records.Manifest(
+                name="latents",
+                splits=splits,
+                shapes={"video": shape, "images": (STILLS, *shape[1:])},
+                fps=source.fps,
+                seed=source.seed,
+                request=request,
+                versions=records.package_versions("walt", "jax", "numpy"),
+                extra={**source.extra, "autoencoder": request["autoencoder"]},
+            ),
+        )
+    return records.read_manifest(os.fspath(output))
+
+
+def _encoded(
+    pipeline: Pipeline, source: records.RecordSource, stills: np.ndarray, split: str
+) -> Iterator[dict[str, Any]]:
+    """The latents record of every clip."""
+    for start in tqdm(range(0, len(source), BATCH), desc=f"encoding {split}", unit="batch"):
+        # The last batch is filled up with its last clip, so that there is one shape to compile.
+        batch = [source[min(start + i, len(source) - 1)] for i in range(BATCH)]
+        clips = np.stack([media.decode_clip(record["clip"]) for record in batch])
+        video = pipeline.encode(clips)
+        images = pipeline.encode(clips[:, stills, None])[:, :, 0]
+        for i, record in enumerate(batch[: len(source) - start]):
+            kept = {name: record[name] for name in ("id", "captions", "label")}
+            arrays = {"video": video[i], "images": images[i]}
+            yield kept | {name: np.asarray(array, np.float32).tobytes() for name, array in arrays.items()}

@@ -1,0 +1,249 @@
+"""The whole path in one job: footage, autoencoder, latents, transformer, videos, figures, report.
+
+Every stage leaves its result in the output folder and is skipped, or continued, when the job is started again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from walt.autoencoder.config import AutoencoderConfig
+from walt.config import ConfigError, apply_overrides, from_config_dict, load, to_config_dict, to_json
+from walt.data import media
+from walt.data.recipes import atari
+from walt.data.records import read_manifest
+from walt.evaluation import (
+    Clips,
+    Report,
+    atari_mini_bars,
+    describe_environment,
+    evaluate_clips,
+    peak_memory_gb,
+    write_report,
+)
+from walt.evaluation.source import PreparedClips, read_clips
+from walt.experiment import latents
+from walt.experiment.config import AutoencoderExperiment, DiffusionExperiment, parse
+from walt.experiment.progress import Progress, write_json
+from walt.experiment.stage1 import autoencoder_task, clip_loader, train_autoencoder
+from walt.experiment.stage2 import diffusion_task, latent_loader, train_diffusion, workdir_tokenizer
+from walt.generation.bundle import write_bundle
+from walt.generation.init_from import InitRules
+from walt.generation.pipeline import Pipeline
+from walt.generation.pipeline import load as load_pipeline
+from walt.generation.sources import open_bundle
+from walt.training.budget import steps_for_budget
+from walt.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """What to run.
+
+    Attributes:
+      output: folder of everything the job makes.
+      clips, heldout: clips to record, over all games.
+      games: which to record.
+      autoencoder: what stage 1 starts from.
+      from_scratch: let stage 1 start from nothing instead.
+      autoencoder_seconds, transformer_seconds: training time of the stages. The number of steps follows from the speed of
+        this machine and is fixed at the first start.
+      seeds: samples per prompt; there is one prompt per game.
+    """
+
+    output: str
+    clips: int = 1000
+    heldout: int = 128
+    games: tuple[str, ...] = atari.GAMES
+    autoencoder: str = "mini"
+    from_scratch: bool = False
+    autoencoder_seconds: float = 75.0
+    transformer_seconds: float = 300.0
+    seeds: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("autoencoder_seconds", "transformer_seconds", "seeds"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+def run(config: QuickstartConfig) -> dict[str, Any]:
+    """Runs what is not done yet, prints where the results are, and returns the figures of `metrics.json`."""
+    output = Path(config.output)
+    request = dataclasses.asdict(config)
+    del request["output"]
+    progress = Progress(output, request)
+    with progress.stage("record footage"):
+        footage = atari.AtariConfig(
+            output=str(output / "footage"), games=config.games, clips=config.clips, heldout=config.heldout
+        )
+        atari.prepare(footage)
+    with progress.stage("train autoencoder"):
+        stage1 = _train_stage1(config, output, progress)
+    with progress.stage("encode latents"):
+        latents.prepare(output / "autoencoder", output / "footage", output / "latents")
+    with progress.stage("train transformer"):
+        stage2 = _train_stage2(config, output, progress)
+        bundle = open_bundle(output / "transformer")
+        bundle = dataclasses.replace(bundle, card={**bundle.card, "fps": read_manifest(output / "footage").fps})
+        write_bundle(bundle, output / "bundle")
+    with progress.stage("sample videos"):
+        pipeline = Pipeline(bundle)
+        generated = sample_games(pipeline, output / "footage", config.seeds)
+        _write_videos(generated, output / "videos", pipeline.fps)
+    with progress.stage("evaluate"):
+        heldout, training = read_clips(output / "footage", "heldout"), PreparedClips(output / "footage")
+        tuned = _reconstruct(pipeline, heldout)
+        reconstructions = tuned if config.from_scratch else _reconstruct(load_pipeline(config.autoencoder), heldout)
+        result = evaluate_clips(heldout, reconstructions=reconstructions, generated=generated, training=training)
+        after = evaluate_clips(heldout, reconstructions=tuned, training=training).headline()
+    figures = {
+        **result.to_dict(),
+        "heldout_psnr_after_training": after["heldout_psnr"],
+        "psnr_moving_after_training": after["psnr_moving"],
+        "bars": {bar.metric: bar.passed for bar in atari_mini_bars(result)},
+        "seconds_total": round(sum(progress.seconds.values()), 1),
+        "seconds_by_stage": progress.seconds,
+        "peak_memory_gb": peak_memory_gb(),
+        "environment": describe_environment(),
+    }
+    write_json(output / "metrics.json", figures)
+    report = Report(
+        title="WALT quickstart",
+        summary=_summary(config),
+        result=result,
+        bars=atari_mini_bars(result),
+        metrics={
+            "Stage 1: autoencoder": output / "autoencoder" / "metrics.jsonl",
+            "Stage 2: transformer": output / "transformer" / "metrics.jsonl",
+        },
+        heldout=heldout,
+        reconstructions=reconstructions,
+        generated=generated,
+        fps=pipeline.fps,
+        seconds_by_stage=progress.seconds,
+        configs={"Stage 1": stage1, "Stage 2": stage2},
+        environment=figures["environment"] | {"peak_memory_gb": figures["peak_memory_gb"]},
+    )
+    write_report(report, output / "report.html")
+    _print_summary(output, report)
+    return figures
+
+
+def _train_stage1(config: QuickstartConfig, output: Path, progress: Progress) -> str:
+    """Trains the autoencoder for the planned time; returns its resolved config as JSON."""
+    experiment = parse(apply_overrides(load("autoencoder/atari"), {"data.path": str(output / "footage")}))
+    assert isinstance(experiment, AutoencoderExperiment)
+    experiment = dataclasses.replace(experiment, heldout_every=50)
+    if not config.from_scratch:
+        shape = from_config_dict(AutoencoderConfig, open_bundle(config.autoencoder).components["autoencoder"].config)
+        # Trained weights want a small step.
+        optimizer = dataclasses.replace(experiment.training.optimizer, learning_rate=1e-4)
+        experiment = dataclasses.replace(
+            experiment,
+            autoencoder=shape,
+            training=dataclasses.replace(experiment.training, optimizer=optimizer),
+            init_from=InitRules(config.autoencoder),
+        )
+
+    task, loader = autoencoder_task(experiment), clip_loader(experiment.data)
+    steps = progress.decide(
+        "autoencoder_steps",
+        lambda: steps_for_budget(task, loader, experiment.training, config.autoencoder_seconds),
+    )
+    planned = dataclasses.replace(experiment, training=_with_steps(experiment.training, steps))
+    train_autoencoder(planned, output / "autoencoder")
+    return to_json(to_config_dict(planned))
+
+
+def _train_stage2(config: QuickstartConfig, output: Path, progress: Progress) -> str:
+    """Trains tokenizer, text encoder and transformer from nothing; returns the resolved config as JSON."""
+    workdir = output / "transformer"
+    overrides = {"data.path": str(output / "latents"), "autoencoder_path": str(output / "autoencoder")}
+    experiment = parse(apply_overrides(load("t2v/atari"), overrides))
+    assert isinstance(experiment, DiffusionExperiment)
+    tokenizer = workdir_tokenizer(experiment, workdir)
+
+    task, loader = diffusion_task(experiment), latent_loader(experiment, tokenizer, "train")
+    steps = progress.decide(
+        "transformer_steps",
+        lambda: steps_for_budget(task, loader, experiment.training, config.transformer_seconds),
+    )
+    planned = dataclasses.replace(experiment, training=_with_steps(experiment.training, steps))
+    train_diffusion(planned, workdir)
+    return to_json(to_config_dict(planned))
+
+
+def _with_steps(training: TrainingConfig, steps: int) -> TrainingConfig:
+    """Another length; a short run warms up for at most a tenth of it."""
+    warmup = min(training.optimizer.warmup_steps, steps // 10)
+    optimizer = dataclasses.replace(training.optimizer, warmup_steps=warmup)
+    return dataclasses.replace(training, num_steps=steps, optimizer=optimizer)
+
+
+def sample_games(pipeline: Pipeline, footage: Path, seeds: int) -> Clips:
+    """`seeds` samples for one prompt per label of the held-out clips, labelled by what the prompt names."""
+    heldout = read_clips(footage, "heldout")
+    prompts = {label: heldout.prompts[int(heldout.rows_of(label)[0])] for label in heldout.label_names}
+    labels = tuple(label for label in prompts for _ in range(seeds))
+    texts = tuple(prompts[label] for label in labels)
+    return Clips(pipeline.generate(list(texts)), labels, texts)
+
+
+def _reconstruct(pipeline: Pipeline, clips: Clips, batch: int = 16) -> np.ndarray:
+    """Clips through the autoencoder and back; one shape is compiled, the last batch overlaps the one before."""
+    batch = min(batch, len(clips))
+    made = np.empty_like(clips.videos)
+    for start in range(0, len(clips), batch):
+        rows = slice(min(start, len(clips) - batch), min(start, len(clips) - batch) + batch)
+        made[rows] = pipeline.reconstruct(clips.videos[rows])
+    return made
+
+
+def _write_videos(clips: Clips, folder: Path, fps: float) -> None:
+    """One mp4 per sample with its prompt beside it, and a contact sheet of the first sample of every prompt."""
+    folder.mkdir(exist_ok=True)
+    for index, (video, prompt) in enumerate(zip(clips.videos, clips.prompts, strict=True)):
+        path = folder / f"{index:03d}-{clips.labels[index]}.mp4"
+        media.write_video(path, video, fps, scale=4)
+        path.with_suffix(".txt").write_text(prompt + "\n")
+    first = [int(clips.rows_of(label)[0]) for label in clips.label_names]
+    media.contact_sheet(clips.videos[first], folder / "contact_sheet.png", labels=[clips.prompts[i] for i in first])
+
+
+def _summary(config: QuickstartConfig) -> str:
+    start = "from nothing" if config.from_scratch else f"starting from the bundle {config.autoencoder!r}"
+    return (
+        f"{config.clips} clips of {len(config.games)} Atari games, recorded here. Stage 1, the causal autoencoder, was trained for "
+        f"{config.autoencoder_seconds:.0f} s {start}; stage 2, the text-conditioned windowed transformer, for "
+        f"{config.transformer_seconds:.0f} s from nothing."
+    )
+
+
+def _print_summary(output: Path, report: Report) -> None:
+    print()
+    for bar in report.bars:
+        mark = {True: "ok  ", False: "MISS", None: "-   "}[bar.passed]
+        print(f"{mark} {bar.title}: {bar.shown} (required {bar.required})")
+    total = sum(report.seconds_by_stage.values())
+    print(f"\n{total / 60:.1f} minutes in all. Results:")
+    for what, name in (
+        ("report", "report.html"),
+        ("figures", "metrics.json"),
+        ("videos", "videos"),
+        ("model", "bundle"),
+    ):
+        print(f"  {what:8} {output / name}")
+    print(f"  checkpoint {output / 'transformer' / 'checkpoints'}")
+    print(
+        f"\nMore videos: walt sample --checkpoint={output / 'bundle'} --prompt='{_any_prompt(report)}' --output=sample.mp4"
+    )
+
+
+def _any_prompt(report: Report) -> str:
+    return report.generated.prompts[0] if report.generated else ""
