@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from walt.config import to_config_dict
+from walt.parallel.mesh import initialize
 from walt.training.config import OptimizerConfig, TrainingConfig
 from walt.training.loop import train
 from walt.training.task import RowCost
@@ -83,7 +84,10 @@ class LinearLoader:
             time.sleep(self.seconds)
             self.asked.append(step)
             x = np.random.default_rng((1, step)).normal(size=(self.batch_size, FEATURES)).astype(np.float32)
-            yield {"x": x, "y": x @ truth, "row": np.arange(self.batch_size, dtype=np.int32)}
+            batch = {"x": x, "y": x @ truth, "row": np.arange(self.batch_size, dtype=np.int32)}
+            rows = self.batch_size // jax.process_count()
+            mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
+            yield {name: entry[mine] for name, entry in batch.items()}
             step += 1
 
 
@@ -101,6 +105,7 @@ def run(workdir, config=None, task=None, loader=None, **arguments):
 
 
 if __name__ == "__main__":
+    initialize()
     settings = json.loads(sys.argv[2])
     seconds = settings.pop("seconds_per_batch", 0.0)
-    run(sys.argv[1], make_config(**settings), loader=LinearLoader(seconds=seconds))
+    run(sys.argv[1], make_config(**settings), loader=LinearLoader(seconds=seconds), devices=jax.devices())

@@ -32,7 +32,7 @@ def wait_for_step(workdir, step, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_saves_and_goes_on_where_it_was(tmp_path, number):
     settings = dict(num_steps=400, log_every=4, checkpoint_every=1000)
     process = start(tmp_path / "run", **settings, seconds_per_batch=0.02)

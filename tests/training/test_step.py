@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import linear
@@ -16,6 +18,7 @@ def one_mesh():
     return make_mesh(linear.make_config().mesh, jax.devices()[:1])
 
 
+@functools.cache  # tasks and configs are frozen: equal runs are run once
 def take_steps(task, config, steps=1, mesh=None):
     mesh = mesh or one_mesh()
     run, batches = make_train_step(task, config, mesh), linear.LinearLoader().batches()
@@ -49,6 +52,15 @@ def test_noise_does_not_depend_on_the_number_of_devices():
     _, one = take_steps(task, config, steps=2)
     _, eight = take_steps(task, config, steps=2, mesh=make_mesh(config.mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one[-1][1], eight[-1][1])
+
+
+def test_every_step_draws_other_noise():
+    mesh, task = one_mesh(), linear.LinearTask(noise=1.0)
+    config = linear.make_config(optimizer={"learning_rate": 1e-9})
+    run, batch = make_train_step(task, config, mesh), put_batch(next(linear.LinearLoader().batches()), mesh)
+    state, first = run(create_state(task, config, mesh), batch)
+    state, second = run(state, batch)
+    assert abs(float(first["loss"]) - float(second["loss"])) > 1e-3
 
 
 def test_moving_average_follows_its_formula():

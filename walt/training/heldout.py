@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from walt.parallel.mesh import put_batch
 from walt.training.state import TrainState
@@ -31,7 +32,9 @@ class HeldOut:
     def __call__(self, state: TrainState, step: int) -> dict[str, Any]:
         if self._run is None:
             self._run = jax.jit(self.task.eval_step)
-        key, mesh = jax.random.fold_in(state.key, 2**31 - 1), state.step.sharding.mesh
+        sharding = state.step.sharding
+        assert isinstance(sharding, NamedSharding)  # every array of a state is
+        key, mesh = jax.random.fold_in(state.key, 2**31 - 1), sharding.mesh
         totals: dict[str, float] = {}
         for index, rows in enumerate(islice(self.loader.batches(0), self.num_batches)):
             metrics = self._run(

@@ -42,7 +42,14 @@ class Meter:
         self._started = self._window_started = time.perf_counter()
         self._seconds_before, self._timed_steps = clock.seconds, 0
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(total=config.num_steps, initial=step, desc="train", unit="step", mininterval=interval)
+        self._bar = tqdm(
+            total=config.num_steps,
+            initial=step,
+            desc="train",
+            unit="step",
+            mininterval=interval,
+            disable=jax.process_index() != 0,
+        )
 
     def add(self, step: int, rows: int, metrics: dict[str, jax.Array]) -> None:
         """Take the metrics of update number `step` (from 1) with `rows` batch rows; reads those of the update

@@ -33,11 +33,10 @@ class MetricLog:
     def __init__(self, workdir: epath.PathLike, step: int):
         self._path = epath.Path(workdir) / FILE
         self._writes, self._step = jax.process_index() == 0, step
-        self._seen: set[tuple[int, str]] = set()
+        kept = [record for record in read_metrics(workdir) if record["step"] <= step]
+        self._seen = {(record["step"], name) for record in kept for name in record}  # on every host: all must agree
         if not self._writes:
             return
-        kept = [record for record in read_metrics(workdir) if record["step"] <= step]
-        self._seen = {(record["step"], name) for record in kept for name in record}
         text = "".join(json.dumps(record) + "\n" for record in kept)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._path.exists() or self._path.read_text() != text:
@@ -58,6 +57,7 @@ class MetricLog:
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Log floats, and uint8 arrays [N,T,H,W,3] as videos (TensorBoard only)."""
+        self._seen |= {(step, name) for name in metrics}
         if not self._writes:
             return
         videos = {name: value for name, value in metrics.items() if np.ndim(value) == 5}
@@ -70,7 +70,6 @@ class MetricLog:
         self._file.write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
         self._file.flush()
         self._board.flush()
-        self._seen |= {(step, name) for name in metrics}
 
     def close(self) -> None:
         if self._writes:
