@@ -149,6 +149,14 @@ def test_wrong_samples_are_marked_wrong(full, footage):
     assert "✗ amber" in page.text and "✓ amber" not in page.text
 
 
+def test_the_label_of_the_nearest_clip_is_named_where_it_differs(full, footage):
+    nearest = full.result.nearest
+    assert re.search(r"✓ amber · 0\.\d{3}", Page(render(full)).text)
+    others = dataclasses.replace(nearest, clips=Clips(nearest.clips.videos, ("elsewhere",) * 12))
+    changed = dataclasses.replace(full, result=dataclasses.replace(full.result, nearest=others))
+    assert Page(render(changed)).text.count("· elsewhere 0.") == 12
+
+
 def test_text_from_outside_cannot_become_markup():
     evil = "<script>alert('x')</script>"
     clips = Clips(np.zeros((1, 2, 4, 4, 3), np.uint8), (evil,), (evil,))

@@ -101,7 +101,7 @@ def test_everything_good_passes_every_bar(evaluated):
         "diversity_ratio",
     ]
     assert all(bar.passed is True for bar in bars.values())
-    assert bars["motion_ratio"].shown == "4 of 4" and "at least 3 of 4" in bars["motion_ratio"].required
+    assert bars["motion_ratio"].shown == "4 of 4" and "≥ 3 of 4" in bars["motion_ratio"].required
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def atari_mini_bars(result: EvaluationResult) -> tuple[Bar, ...]:
                 title="Motion like real footage",
                 value=motion.within / motion.labels,
                 shown=f"{motion.within} of {motion.labels}",
-                required=f"ratio in 0.5–2 for at least {_ceil(MOTION_SHARE * motion.labels)} of {motion.labels}",
+                required=f"0.5–2 for ≥ {_ceil(MOTION_SHARE * motion.labels)} of {motion.labels}",
                 passed=motion.within >= _ceil(MOTION_SHARE * motion.labels),
                 note=""
                 if motion.motion_ratio is None

@@ -56,13 +56,16 @@ def series(records: Sequence[Mapping[str, Any]], name: str, step: str = "step") 
     return np.array(steps, dtype=float), np.array([found[x] for x in steps])
 
 
-def curve_svg(steps: np.ndarray, values: np.ndarray, title: str, *, log_scale: bool | None = None) -> str:
-    """One curve over steps as an SVG data URI: the raw values faint, their running mean strong.
+def curve_svg(
+    steps: np.ndarray, values: np.ndarray, title: str, *, smooth: bool = True, log_scale: bool | None = None
+) -> str:
+    """One curve over steps as an SVG data URI; with `smooth`, many values are drawn faintly below their running mean.
 
     Logarithmic when all values are positive and span more than a factor of 5, unless `log_scale` says otherwise.
     Raises `EvaluationError` when there is nothing to draw.
     """
     import matplotlib
+    from matplotlib import ticker
     from matplotlib.figure import Figure
 
     if len(steps) == 0:
@@ -77,12 +80,16 @@ def curve_svg(steps: np.ndarray, values: np.ndarray, title: str, *, log_scale: b
         figure.patch.set_alpha(0.0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0.0)
-        smooth = running_mean(values, max(1, len(values) // 25))
-        if len(values) > 50:
+        width = max(1, len(values) // 25) if smooth else 1
+        if width > 1:
             axes.plot(steps, values, color=_FAINT, linewidth=0.8)
-        axes.plot(steps, smooth, color=_LINE, linewidth=1.6, marker="o" if len(values) == 1 else None)
+        marker = "o" if len(values) == 1 else None
+        axes.plot(steps, running_mean(values, width), color=_LINE, linewidth=1.6, marker=marker)
         if log_scale:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_minor_locator(ticker.NullLocator())
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_title(title, loc="left", color=_TEXT, fontsize=10)
         axes.set_xlabel("step", color=_TEXT)
         axes.tick_params(colors=_TEXT, which="both", length=0)

@@ -25,16 +25,24 @@ from walt.evaluation.result import EvaluationResult
 MAX_CURVES = 4
 """Curves per stage: every metric with "loss" in its name first, then those with "psnr", then the learning rate."""
 
-TABLE_COLUMNS: Mapping[str, tuple[str, str]] = {
-    "psnr": ("PSNR", ".1f"),
-    "psnr_moving": ("PSNR, moving", ".1f"),
-    "psnr_mean_frame": ("… mean frame", ".1f"),
-    "psnr_first_frame_repeated": ("… first frame", ".1f"),
-    "moving_fraction": ("pixels moving", ".1%"),
+RECONSTRUCTION_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "psnr": ("all pixels", ".1f"),
+    "psnr_mean_frame_all_pixels": ("mean frame", ".1f"),
+    "psnr_first_frame_repeated_all_pixels": ("first frame", ".1f"),
+    "moving_fraction": ("moving", ".1%"),
+    "psnr_moving": ("moving pixels", ".1f"),
+    "psnr_mean_frame": ("mean frame", ".1f"),
+    "psnr_first_frame_repeated": ("first frame", ".1f"),
+    "reconstruction_motion_ratio": ("motion ratio", ".2f"),
+}
+GENERATION_COLUMNS: Mapping[str, tuple[str, str]] = {
     "prompt_accuracy": ("prompts right", ".0%"),
-    "motion_ratio": ("motion ratio", ".2f"),
-    "reconstruction_motion_ratio": ("… recoded real", ".2f"),
-    "diversity_ratio": ("diversity ratio", ".2f"),
+    "motion_real": ("motion, real", ".4f"),
+    "motion_generated": ("generated", ".4f"),
+    "motion_ratio": ("ratio", ".2f"),
+    "diversity_real": ("diversity, real", ".3f"),
+    "diversity_generated": ("generated", ".3f"),
+    "diversity_ratio": ("ratio", ".2f"),
 }
 
 
@@ -107,7 +115,8 @@ def render(report: Report) -> str:
         prompts=_samples(report),
         nearest=None if report.result is None else report.result.nearest,
         nearest_heldout=None if report.result is None else report.result.nearest_heldout_distance,
-        table=_table(report.result),
+        reconstruction_table=_table(report.result, RECONSTRUCTION_COLUMNS),
+        generation_table=_table(report.result, GENERATION_COLUMNS),
         confusion=_confusion(report.result),
         seconds=[
             (name, _duration(value), value / total if total else 0.0) for name, value in report.seconds_by_stage.items()
@@ -137,15 +146,17 @@ def _stages(report: Report) -> list[dict[str, Any]]:
         if not Path(path).is_file():
             continue
         records = figures.read_metrics(path)
-        curves = []
-        for metric in _curve_names(records):
-            steps, values = figures.series(records, metric)
-            if len(steps):
-                curves.append(
-                    {"name": metric, "image": figures.curve_svg(steps, values, metric), "last": f"{values[-1]:.4g}"}
-                )
+        found = [(metric, *figures.series(records, metric)) for metric in _curve_names(records)]
+        curves = [
+            {
+                "name": metric,
+                "image": figures.curve_svg(steps, values, metric, smooth="loss" in metric.lower()),
+                "last": f"{values[-1]:.4g}",
+            }
+            for metric, steps, values in [entry for entry in found if len(entry[1])][:MAX_CURVES]
+        ]
         if curves:
-            stages.append({"name": name, "curves": curves[:MAX_CURVES]})
+            stages.append({"name": name, "curves": curves})
     return stages
 
 
@@ -200,16 +211,13 @@ def _samples(report: Report) -> list[dict[str, Any]]:
     return [{"prompt": prompt, "label": label, "cards": cards} for (prompt, label), cards in groups.items()]
 
 
-def _table(result: EvaluationResult | None) -> dict[str, Any] | None:
+def _table(result: EvaluationResult | None, wanted: Mapping[str, tuple[str, str]]) -> dict[str, Any] | None:
     per_label = {} if result is None else result.per_label()
-    columns = [name for name in TABLE_COLUMNS if any(name in row for row in per_label.values())]
-    if not columns:
+    names = [name for name in wanted if any(name in row for row in per_label.values())]
+    if not names:
         return None
-    rows = [
-        (label, [_number(row.get(name), TABLE_COLUMNS[name][1]) for name in columns])
-        for label, row in per_label.items()
-    ]
-    return {"columns": [TABLE_COLUMNS[name][0] for name in columns], "rows": rows}
+    rows = [(label, [_number(row.get(name), wanted[name][1]) for name in names]) for label, row in per_label.items()]
+    return {"columns": [wanted[name][0] for name in names], "rows": rows}
 
 
 def _confusion(result: EvaluationResult | None) -> dict[str, Any] | None:
