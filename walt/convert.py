@@ -2,8 +2,8 @@
 
     walt convert export --workdir=runs/t2v --output=my_model [--weights=ema|raw] [--dtype=float32|float16]
 
-`export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as one
-relocatable folder that `walt.load` and `walt sample` take. It never overwrites a folder that is not a bundle.
+`export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as
+one relocatable folder that `walt.load` and `walt sample` take. It never overwrites a folder that is not a bundle.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     walt sample --prompt="Breakout, the paddle moves left" --output=out.mp4
     walt sample --checkpoint=runs/t2v --prompt="..." --prompt="..." --output=sheet.png --seed=7
 
-The suffix of `--output` decides: .mp4, .webm and .gif are videos (one file per prompt, numbered if there are several), .png is
-a contact sheet, one row of frames per prompt. Without `--checkpoint` the small model that comes with the package is used.
+The suffix of `--output` decides: .mp4, .webm and .gif are videos (one file per prompt, numbered if there are several),
+.png is a contact sheet, one row of frames per prompt. Without `--checkpoint` the small model that comes with the
+package is used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
+
 from walt import command
+from walt.data import media
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif")
 SUFFIXES = (*VIDEO_SUFFIXES, ".png")
@@ -35,6 +40,9 @@ class Arguments:
     seed: int = command.flag("The same seed gives the same video.", default=0)
     negative_prompt: str | None = command.flag("What to steer away from.", default=None)
     fps: float | None = command.flag("Frames per second of the file; by default the model's.", default=None)
+    scale: int | None = command.flag(
+        "Show every pixel as SCALE x SCALE; by default enough for a shorter side of 256.", default=None
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,6 +54,8 @@ def main(argv: Sequence[str]) -> None:
         raise command.CommandError(f"--output must end in {', '.join(SUFFIXES)}, got {arguments.output!r}")
     if arguments.fps is not None and not 0 < arguments.fps <= 1000:
         raise command.CommandError(f"--fps must be between 0 and 1000, got {arguments.fps}")
+    if arguments.scale is not None and not 1 <= arguments.scale <= 64:
+        raise command.CommandError(f"--scale must be between 1 and 64, got {arguments.scale}")
 
     from walt.generation.pipeline import load  # imports jax: errors in flags need not wait for it
 
@@ -56,12 +66,15 @@ def main(argv: Sequence[str]) -> None:
     videos = pipeline.generate(prompts, **{name: getattr(arguments, name) for name in names})
     steps, guidance = arguments.steps or pipeline.sampler.steps, pipeline.sampler.guidance
     guidance = guidance if arguments.guidance is None else arguments.guidance
+    count, frames, height, width = videos.shape[:4]
     print(
-        f"{len(prompts)} video{'s' if len(prompts) > 1 else ''} of {videos.shape[1]} frames, {videos.shape[2]}x{videos.shape[3]}, "
-        f"{steps} steps, guidance {guidance:g}, seed {arguments.seed}: {time.monotonic() - start:.1f} s, compilation included"
+        f"made {count} x {frames} frames of {height}x{width} in {time.monotonic() - start:.1f} s, compilation included: "
+        f"{steps} steps, guidance {guidance:g}, seed {arguments.seed}"
     )
-    for path, prompt in write(videos, prompts, output, arguments.fps or pipeline.fps):
-        print(f"wrote {path}: {prompt}")
+    scale = arguments.scale or max(1, -(-256 // min(height, width)))
+    for path, prompt in write(videos, prompts, output, arguments.fps or pipeline.fps, scale):
+        shown = f" (every pixel {scale}x{scale})" if scale > 1 and path.suffix != ".png" else ""
+        print(f"wrote {path}{shown}: {prompt}")
 
 
 def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -82,17 +95,16 @@ def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, prompts
 
 
-def write(videos, prompts: Sequence[str], output: Path, fps: float) -> list[tuple[Path, str]]:
-    """Writes uint8 videos [N, T, H, W, 3] as the suffix of `output` says; (file, what it shows) for each file written."""
-    from walt.data import media
-
-    output.parent.mkdir(parents=True, exist_ok=True)
+def write(
+    videos: UInt8[np.ndarray, "n t h w 3"], prompts: Sequence[str], output: Path, fps: float, scale: int = 1
+) -> list[tuple[Path, str]]:
+    """Writes videos as the suffix of `output` says; returns (file, what it shows) for each file written."""
     if output.suffix.lower() == ".png":
         media.contact_sheet(videos, output, labels=prompts)
         return [(output, "; ".join(prompts))]
     paths = [output] if len(prompts) == 1 else [output.with_stem(f"{output.stem}_{i}") for i in range(len(prompts))]
     for path, video in zip(paths, videos):
-        media.write_video(path, video, fps)
+        media.write_video(path, video, fps, scale=scale)
     return list(zip(paths, prompts))
 
 

@@ -1,6 +1,7 @@
 """The training task, with a small stand-in for the denoiser whose passes can be counted."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -10,10 +11,9 @@ import pytest
 from flax import nnx
 
 from walt.config import ConfigError
-from walt.diffusion import process
 from walt.diffusion.configs import DiffusionConfig
 from walt.diffusion.task import DiffusionTask
-from walt.text.encoder import TextEncoderConfig
+from walt.text.config import TextEncoderConfig
 from walt.transformer.config import TransformerConfig
 
 FRAMES, SIDE, CHANNELS, LENGTH, WIDTH = 3, 4, 2, 5, 6
@@ -28,7 +28,7 @@ TRANSFORMER = TransformerConfig(
     spacetime_window=(3, 2, 2),
     text_width=WIDTH,
 )
-TEXT = TextEncoderConfig(vocab_size=11, width=WIDTH, depth=1, heads=2)
+TEXT = TextEncoderConfig(vocab_size=11, width=WIDTH, depth=1, heads=2, head_width=4, mlp_width=8)
 SEEN: list[SimpleNamespace] = []
 
 
@@ -52,7 +52,6 @@ class StandIn(nnx.Module):
 
 
 def make_task(**changes):
-    SEEN.clear()
     return DiffusionTask(TRANSFORMER, TEXT, DiffusionConfig(**({"caption_length": LENGTH} | changes)), StandIn)
 
 
@@ -69,89 +68,99 @@ def make_batch(rows, seed=0, first_row=0):
     }
 
 
-def losses(task, batch, key=7):
-    params, extra = task.init(jax.random.key(0))
-    return task.row_losses(params["model"], extra, batch, jax.random.key(key))
+@functools.cache
+def program(task):
+    """(losses, what every pass of the model was given), compiled."""
+
+    @jax.jit
+    def run(params, batch, key):
+        SEEN.clear()
+        found = task.row_losses(params, {}, batch, key)
+        return found, [vars(seen) for seen in SEEN]
+
+    return run
+
+
+def run(task, batch, key=7, params=None):
+    """Losses of the rows, and the arguments of each pass."""
+    params = start(task) if params is None else params
+    found, seen = program(task)(params, batch, jax.random.key(key))
+    return np.asarray(found), [SimpleNamespace(**call) for call in seen]
+
+
+def start(task):
+    return task.init(jax.random.key(0))[0]["model"]
+
+
+def alpha_sigma(task, t):
+    """Exact values at the times that a pass was given, to multiply latents by."""
+    index = np.round(np.asarray(t) * 1000).astype(int)
+    return (table[index][..., None, None, None] for table in (task.schedule.alpha_table, task.schedule.sigma_table))
 
 
 @pytest.mark.parametrize(("rate", "passes"), [(0.0, 1), (0.5, 2), (1.0, 2)])
 def test_self_conditioning_costs_exactly_one_pass_and_nothing_at_rate_zero(rate, passes):
-    losses(make_task(self_conditioning_rate=rate), make_batch(4))
-    assert len(SEEN) == passes
-    np.testing.assert_array_equal(SEEN[0].previous_x0, 0)
+    _, seen = run(make_task(self_conditioning_rate=rate), make_batch(4))
+    assert len(seen) == passes
+    np.testing.assert_array_equal(seen[0].previous_x0, 0)
 
 
 def test_self_conditioning_is_drawn_per_row_with_its_rate_and_feeds_the_unclipped_estimate():
     task = make_task(self_conditioning_rate=0.7)
-    batch = make_batch(400)
-    params, extra = task.init(jax.random.key(0))
-    params["model"]["kernel"] = params["model"]["kernel"] * 20  # so that estimates leave any range one might clip to
-    task.row_losses(params["model"], extra, batch, jax.random.key(1))
-    first, second = SEEN
+    params = start(task)
+    params["kernel"] = params["kernel"] * 20  # so that estimates leave any range one might clip to
+    _, (first, second) = run(task, make_batch(400), params=params)
     fed = np.any(np.asarray(second.previous_x0) != 0, axis=(1, 2, 3, 4))
     assert abs(fed.mean() - 0.7) < 0.08
-    model = task.denoiser.bind(params["model"], extra)
-    v = np.asarray(model(first.x_t, first.t, jnp.zeros_like(first.x_t), is_image=first.is_image, text=first.text))
-    alpha, sigma = (
-        np.asarray(process.over_frames(f(first.t), first.x_t)) for f in (task.schedule.alpha, task.schedule.sigma)
-    )
-    estimate = alpha * first.x_t - sigma * v
-    np.testing.assert_allclose(second.previous_x0[fed], estimate[fed], rtol=1e-5, atol=1e-5)
+    model = task.denoiser.bind(params, {})
+    v = model(first.x_t, first.t, jnp.zeros_like(first.x_t), is_image=first.is_image, text=first.text)
+    alpha, sigma = alpha_sigma(task, first.t)
+    estimate = alpha * first.x_t - sigma * np.asarray(v)
+    np.testing.assert_allclose(np.asarray(second.previous_x0)[fed], estimate[fed], rtol=1e-4, atol=1e-4)
     assert np.abs(estimate).max() > 10
 
 
 def test_no_gradient_flows_through_the_self_conditioning_pass():
     """The gradient equals that of a loss whose estimate of x0 is a constant."""
     task = make_task(self_conditioning_rate=1.0)
-    batch, key = make_batch(4), jax.random.key(3)
-    params, extra = task.init(jax.random.key(0))
-    params = params["model"]
-    state = SimpleNamespace(params={"model": params}, extra=extra)
-    grads, _, metrics = task.gradients(state, batch, key)
-    task.row_losses(params, extra, batch, key)
-    call = SEEN[-1]
-    alpha, sigma = (process.over_frames(f(call.t), call.x_t) for f in (task.schedule.alpha, task.schedule.sigma))
+    batch, params = make_batch(4), start(task)
+    state = SimpleNamespace(params={"model": params}, extra={})
+    grads, _, metrics = task.gradients(state, batch, jax.random.key(7))
+    _, (_, call) = run(task, batch, params=params)
+    alpha, sigma = alpha_sigma(task, call.t)
     target = alpha * (call.x_t - alpha * batch["latents"]) / sigma - sigma * batch["latents"]
 
+    @jax.jit
+    @jax.value_and_grad
     def with_constant(params):
-        model = task.denoiser.bind(params, extra)
+        model = task.denoiser.bind(params, {})
         text = call.text._replace(embeddings=model.embed_text(batch["caption_tokens"], batch["caption_mask"]))
         value = model(call.x_t, call.t, call.previous_x0, is_image=call.is_image, text=text)
         return jnp.mean((value - target) ** 2)
 
-    np.testing.assert_allclose(metrics["loss"], with_constant(params), rtol=1e-3)
-    for found, expected in zip(jax.tree.leaves(grads["model"]), jax.tree.leaves(jax.grad(with_constant)(params))):
-        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+    loss, expected = with_constant(params)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-3)
+    for found, wanted in zip(jax.tree.leaves(grads["model"]), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4)
 
 
 def test_target_is_v_with_the_signs_of_the_specification():
     """A denoiser of zeros has the loss mean(v²), and v is made of what the model was shown."""
     task = make_task(self_conditioning_rate=0.0, text_dropout=1.0)
     batch = make_batch(6)
-    params, extra = task.init(jax.random.key(0))
-    params = jax.tree.map(jnp.zeros_like, params["model"])
-    found = task.row_losses(params, extra, batch, jax.random.key(5))
-    x_t, t = np.asarray(SEEN[0].x_t, np.float64), np.asarray(SEEN[0].t)
-    index = np.round(t * 1000).astype(int)
-    alpha, sigma = (
-        table[index][..., None, None, None] for table in (task.schedule.alpha_table, task.schedule.sigma_table)
-    )
-    noise = (x_t - alpha * batch["latents"]) / sigma
+    found, (call,) = run(task, batch, params=jax.tree.map(jnp.zeros_like, start(task)))
+    alpha, sigma = alpha_sigma(task, call.t)
+    noise = (np.asarray(call.x_t, np.float64) - alpha * batch["latents"]) / sigma
     v = alpha * noise - sigma * batch["latents"]
     np.testing.assert_allclose(found, np.mean(v**2, axis=(1, 2, 3, 4)), rtol=1e-3)
 
 
-def test_videos_share_a_time_and_images_have_their_own():
-    losses(make_task(), make_batch(40))
-    t = np.asarray(SEEN[0].t)
+def test_videos_share_a_time_images_have_their_own_and_text_is_dropped_per_caption():
+    _, (call, _) = run(make_task(text_dropout=0.3), make_batch(400))
+    t, drop = np.asarray(call.t), np.asarray(call.text.drop)
     assert np.all(t[0::2] == t[0::2, :1])
     assert np.mean(t[1::2, 0] != t[1::2, 1]) > 0.9
-
-
-def test_text_dropout_is_per_caption():
-    losses(make_task(text_dropout=0.3), make_batch(300))
-    drop = np.asarray(SEEN[0].text.drop)
-    assert drop.shape == (300, FRAMES) and abs(drop.mean() - 0.3) < 0.05
+    assert drop.shape == (400, FRAMES) and abs(drop.mean() - 0.3) < 0.05
     assert np.any(drop.any(1) & ~drop.all(1))
 
 
@@ -159,23 +168,23 @@ def test_text_dropout_is_per_caption():
 def test_a_row_does_not_depend_on_its_neighbours_or_on_the_split(prediction):
     task = make_task(prediction=prediction, zero_terminal_snr=prediction != "noise")
     batch = make_batch(6)
-    whole = losses(task, batch)
-    parts = [losses(task, {name: value[rows] for name, value in batch.items()}) for rows in ([0, 3], [1, 4], [5, 2])]
-    np.testing.assert_allclose(np.concatenate(parts), whole[np.array([0, 3, 1, 4, 5, 2])], rtol=1e-5)
+    whole, _ = run(task, batch)
+    parts = [run(task, {name: value[rows] for name, value in batch.items()})[0] for rows in ([0, 3], [1, 4], [5, 2])]
+    np.testing.assert_allclose(np.concatenate(parts), whole[[0, 3, 1, 4, 5, 2]], rtol=1e-5)
     others = make_batch(6, seed=9)
+    mine = np.arange(6) == 2
     mixed = {
-        name: np.where((np.arange(6) == 2).reshape(6, *[1] * (value.ndim - 1)), value, others[name])
-        for name, value in batch.items()
+        name: np.where(mine.reshape(6, *[1] * (value.ndim - 1)), value, others[name]) for name, value in batch.items()
     }
-    np.testing.assert_allclose(losses(task, mixed)[2], whole[2], rtol=1e-5)
-    assert np.abs(np.asarray(losses(task, batch, key=8)) - whole).min() > 0
+    np.testing.assert_allclose(run(task, mixed)[0][2], whole[2], rtol=1e-5)
+    assert np.abs(run(task, batch, key=8)[0] - whole).min() > 0
 
 
 def test_unconditional():
     task = DiffusionTask(dataclasses.replace(TRANSFORMER, text_width=None), None, DiffusionConfig(), StandIn)
     assert set(task.batch_spec()) == {"latents", "is_image", "row"}
-    SEEN.clear()
-    assert np.isfinite(losses(task, make_batch(2))).all() and SEEN[0].text is None
+    found, seen = run(task, make_batch(2))
+    assert np.isfinite(found).all() and seen[0].text is None
 
 
 def test_batch_spec_names_what_the_loader_gives():

@@ -11,8 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from walt.config import ConfigError
 from walt.diffusion.process import NUM_TIMESTEPS
-from walt.text.encoder import TextEncoder, TextEncoderConfig
-from walt.transformer.model import Transformer, TransformerConfig
+from walt.text.config import TextEncoderConfig
+from walt.text.encoder import TextEncoder
+from walt.transformer.config import TransformerConfig
+from walt.transformer.model import Transformer
 
 
 class TextCondition(NamedTuple):

@@ -44,8 +44,8 @@ def classifier_free(denoise: ConditionalDenoise, condition: Any, null_condition:
     conditions = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, null_condition)
 
     def guided(x_t: Array, t: Array, previous_x0: Array) -> Array:
-        doubled = (jnp.concatenate([x, x]) for x in (x_t, t, previous_x0))
-        with_condition, without = jnp.split(denoise(*doubled, conditions), 2)
+        x_t2, t2, x0_2 = (jnp.concatenate([x, x]) for x in (x_t, t, previous_x0))
+        with_condition, without = jnp.split(denoise(x_t2, t2, x0_2, conditions), 2)
         weight = scale(t)
         weight = weight.reshape(weight.shape + (1,) * (x_t.ndim - weight.ndim))
         return without + weight * (with_condition - without)

@@ -18,7 +18,7 @@ from walt.config import ConfigError
 from walt.diffusion import loss, parameterisation, process
 from walt.diffusion.configs import DiffusionConfig
 from walt.diffusion.denoiser import Denoiser, TextCondition
-from walt.text.encoder import TextEncoderConfig
+from walt.text.config import TextEncoderConfig
 from walt.training.module import Functional
 from walt.training.state import TrainState
 from walt.training.task import Batch, RowCost, Tree
@@ -91,7 +91,9 @@ class DiffusionTask:
         encoder is not counted."""
         frames, height, width = self.transformer.grid
         passes = 3 + self.diffusion.self_conditioning_rate
-        return RowCost(tokens=frames * height * width, flops=passes * transformer_flops(self.transformer))
+        text_length = 0 if self.text is None else self.diffusion.caption_length
+        flops = passes * transformer_flops(self.transformer, text_length)
+        return RowCost(tokens=frames * height * width, flops=flops)
 
     def row_losses(self, params: Tree, extra: Tree, batch: Batch, key: jax.Array) -> Float[Array, " b"]:
         """The loss of every row: noise its latents, predict, compare."""

@@ -12,18 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from walt.autoencoder.config import AutoencoderConfig
-from walt.autoencoder.model import Autoencoder, to_float, to_uint8
 from walt.config import ConfigError, from_config_dict
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
-from walt.diffusion.denoiser import Denoiser
-from walt.diffusion.text_to_latents import text_to_latents
+from walt.generation import programs
 from walt.generation.bundle import Bundle, BundleError, Tree, flatten
 from walt.generation.fit import VideoSize, fit, fit_size
 from walt.generation.sources import open_bundle
-from walt.text.encoder import TextEncoderConfig
+from walt.text.config import TextEncoderConfig
 from walt.text.tokenizer import Tokenizer
 from walt.training.module import Functional
 from walt.transformer.config import TransformerConfig
@@ -65,39 +63,36 @@ class Pipeline:
         """Raises `BundleError` if the parts do not fit each other."""
         self.card, self.licences = bundle.card, bundle.licences
         self.fps = float(bundle.card.get("fps", DEFAULT_FPS))
-        config = _config(AutoencoderConfig, _component(bundle, "autoencoder").config, "autoencoder")
-        self._autoencoder_config = config
-        self._autoencoder: Functional[Autoencoder] = Functional(lambda rngs: Autoencoder(config, rngs))
         part = _component(bundle, "autoencoder")
-        self._autoencoder_weights = _weights(self._autoencoder, part.params, part.extra, "autoencoder")
-        self._encode = jax.jit(lambda weights, video: self._autoencoder.bind(*weights).encode(to_float(video)))
-        self._decode = jax.jit(lambda weights, latents: to_uint8(self._autoencoder.bind(*weights).decode(latents)))
+        self._autoencoder = _config(AutoencoderConfig, part.config, "autoencoder")
+        abstract = programs.autoencoder(self._autoencoder)
+        self._autoencoder_weights = _weights(abstract, part.params, part.extra, "autoencoder")
         self.video_size: VideoSize | None = None
         if "transformer" in bundle.components:
-            self._load_denoiser(bundle)
+            self._load_generator(bundle)
 
-    def _load_denoiser(self, bundle: Bundle) -> None:
-        transformer = _config(TransformerConfig, _component(bundle, "transformer").config, "transformer")
-        text = _config(TextEncoderConfig, _component(bundle, "text_encoder").config, "text_encoder")
+    def _load_generator(self, bundle: Bundle) -> None:
+        parts = {name: _component(bundle, name) for name in ("transformer", "text_encoder")}
         if bundle.tokenizer is None:
             raise BundleError("the bundle has a transformer but no tokenizer, so it cannot read prompts")
-        if transformer.out_channels != self._autoencoder_config.latent_channels:
+        transformer = _config(TransformerConfig, parts["transformer"].config, "transformer")
+        text = _config(TextEncoderConfig, parts["text_encoder"].config, "text_encoder")
+        diffusion = _config(DiffusionConfig, bundle.diffusion, "diffusion")
+        if transformer.out_channels != self._autoencoder.latent_channels:
             raise BundleError(
-                f"the transformer makes latents of {transformer.out_channels} channels, the autoencoder has {self._autoencoder_config.latent_channels}"
+                f"the transformer makes latents of {transformer.out_channels} channels, "
+                f"the autoencoder has {self._autoencoder.latent_channels}"
             )
         self._tokenizer = Tokenizer(bundle.tokenizer)
-        self._diffusion = _config(DiffusionConfig, bundle.diffusion, "diffusion")
+        self._generator = programs.GeneratorConfig(transformer, text, diffusion)
         self.sampler = _config(SamplerConfig, bundle.sampler, "sampler")
-        self._denoiser: Functional[Denoiser] = Functional(lambda rngs: Denoiser(transformer, text, rngs))
-        parts = {name: bundle.components[name] for name in ("transformer", "text_encoder")}
         params = {name: part.params for name, part in parts.items()}
         extra = {name: part.extra for name, part in parts.items() if part.extra}
-        self._denoiser_weights = _weights(self._denoiser, params, extra, "transformer and text encoder")
-        self._latent_shape = (*transformer.latent_shape, transformer.out_channels)
+        abstract = programs.denoiser(transformer, text)
+        self._generator_weights = _weights(abstract, params, extra, "transformer and text encoder")
         frames, height, width = transformer.latent_shape
-        time, space = self._autoencoder_config.time_factor, self._autoencoder_config.space_factor
+        time, space = self._autoencoder.time_factor, self._autoencoder.space_factor
         self.video_size = VideoSize(1 + (frames - 1) * time, height * space, width * space)
-        self._sample = jax.jit(self._sample_latents, static_argnames="sampler")
 
     def generate(
         self,
@@ -137,7 +132,9 @@ class Pipeline:
         size = self._check_size(num_frames, height, width)
         sampler = self._check_sampler(steps, guidance)
         keys = _row_keys(seed, len(prompts))
-        negative = None if negative_prompt is None else self._tokens(_check_prompts(negative_prompt), "negative_prompt")
+        negative = (
+            None if negative_prompt is None else self._tokens([_check_negative(negative_prompt)], "negative_prompt")
+        )
         tokens, mask = self._tokens(prompts, "prompt")
         rows = min(_check_count("batch_size", batch_size), len(prompts))
         videos = []
@@ -152,34 +149,28 @@ class Pipeline:
         """A video through the autoencoder and back, at its own size; sizes the encoder does not take are padded and
         cropped back, with a line that says so."""
         _check_video(video)
-        padded, crop = fit(video, self._autoencoder_config.time_factor, self._autoencoder_config.space_factor)
+        padded, crop = fit(video, self._autoencoder.time_factor, self._autoencoder.space_factor)
         return crop(self.decode(self.encode(padded)))
 
     def encode(self, video: UInt8[np.ndarray, "*n t h w 3"]) -> Float[np.ndarray, "*n f i j c"]:
         """Normalised latents of a video of 1 + 4k frames with sides that are multiples of 8 (factors of the
         autoencoder); others raise `ValueError`."""
         _check_video(video)
-        latents = self._encode(self._autoencoder_weights, video.reshape((-1, *video.shape[-4:])))
+        latents = programs.encode(self._autoencoder, self._autoencoder_weights, video.reshape((-1, *video.shape[-4:])))
         return np.asarray(latents).reshape((*video.shape[:-4], *latents.shape[1:]))
 
     def decode(self, latents: Float[np.ndarray, "*n f i j c"]) -> UInt8[np.ndarray, "*n t h w 3"]:
         """The video of normalised latents."""
-        video = self._decode(self._autoencoder_weights, latents.reshape((-1, *latents.shape[-4:])))
+        video = programs.decode(
+            self._autoencoder, self._autoencoder_weights, latents.reshape((-1, *latents.shape[-4:]))
+        )
         return np.asarray(video).reshape((*latents.shape[:-4], *video.shape[1:]))
 
     def describe(self) -> str:
         """One line: which parts, and how large."""
-        parts = {"autoencoder": self._autoencoder_weights[0]} | (self._denoiser_weights[0] if self.video_size else {})
+        parts = {"autoencoder": self._autoencoder_weights[0]} | (self._generator_weights[0] if self.video_size else {})
         text = ", ".join(f"{name.replace('_', ' ')} {_millions(tree)}" for name, tree in parts.items())
         return f"{text}; generates {self.video_size}" if self.video_size else text
-
-    def _sample_latents(
-        self, weights: Any, captions: Any, keys: Any, strength: Any, negative: Any, sampler: SamplerConfig
-    ) -> Array:
-        denoiser = self._denoiser.bind(*weights)
-        return text_to_latents(
-            denoiser, captions, keys, self._latent_shape, self._diffusion, sampler, strength=strength, negative=negative
-        )
 
     def _videos(self, captions: Any, keys: Any, sampler: SamplerConfig, negative: Any, frames: int) -> np.ndarray:
         if sampler.guidance == 1:
@@ -189,13 +180,15 @@ class Pipeline:
             strength, sampler = jnp.float32(sampler.guidance), dataclasses.replace(sampler, guidance=0.0)
         if negative is not None:
             negative = jax.tree.map(lambda array: np.repeat(array, len(keys), axis=0), negative)
-        latents = self._sample(self._denoiser_weights, captions, keys, strength, negative, sampler=sampler)
+        latents = programs.sample_latents(
+            self._generator, sampler, self._generator_weights, captions, keys, strength, negative
+        )
         # The decoder is causal: later latents do not change the frames that are asked for.
-        needed = 1 + (frames - 1) // self._autoencoder_config.time_factor
-        return np.asarray(self._decode(self._autoencoder_weights, latents[:, :needed]))
+        needed = 1 + math.ceil((frames - 1) / self._autoencoder.time_factor)
+        return np.asarray(programs.decode(self._autoencoder, self._autoencoder_weights, latents[:, :needed]))
 
     def _tokens(self, texts: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray]:
-        length = self._diffusion.caption_length
+        length = self._generator.diffusion.caption_length
         _, longer = self._tokenizer(texts, length + 1)
         for text, mask in zip(texts, longer):
             if mask[-1]:
@@ -213,7 +206,7 @@ class Pipeline:
         )
         if any(a > b for a, b in zip(asked, full)):
             raise GenerationError(f"this model makes at most {full}, got a request for {asked}")
-        fit_size(asked, self._autoencoder_config.time_factor, self._autoencoder_config.space_factor)
+        fit_size(asked, self._autoencoder.time_factor, self._autoencoder.space_factor)
         if asked[1:] != full[1:]:
             print(f"the model makes {full.height}x{full.width}; the middle {asked.height}x{asked.width} is kept")
         return asked
@@ -278,6 +271,14 @@ def _check_prompts(prompt: Any) -> list[str]:
     return prompts
 
 
+def _check_negative(text: Any) -> str:
+    if not isinstance(text, str):
+        raise GenerationError(f"negative_prompt must be a string, got {type(text).__name__}")
+    if not text.strip():
+        raise GenerationError("negative_prompt is empty; leave it out to steer away from no text")
+    return text
+
+
 def _check_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise GenerationError(f"{name} must be a positive integer, got {value!r}")
@@ -288,8 +289,10 @@ def _check_video(video: Any) -> None:
     if not isinstance(video, np.ndarray) or video.dtype != np.uint8:
         found = f"an array of {video.dtype}" if isinstance(video, np.ndarray) else type(video).__name__
         raise GenerationError(f"a video must be a uint8 array of pixels from 0 to 255, got {found}")
-    if video.ndim not in (4, 5) or video.shape[-1] != 3 or 0 in video.shape:
-        raise GenerationError(f"a video must have shape [T, H, W, 3] or [N, T, H, W, 3], got {video.shape}")
+    if video.ndim < 4 or video.shape[-1] != 3 or 0 in video.shape:
+        raise GenerationError(
+            f"a video must have shape [T, H, W, 3], or that of several in an array, got {video.shape}"
+        )
 
 
 def _row_keys(seed: Any, count: int) -> jax.Array:
