@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ from walt.config import ConfigError, to_config_dict
 from walt.training.budget import steps_for_budget
 from walt.training.checkpoint import latest_step, restore_parts
 from walt.training.heldout import HeldOut
-from walt.training.loop import NonFiniteError
+from walt.training.loop import Interrupted, NonFiniteError
 from walt.training.metrics import read_metrics
 
 
@@ -281,6 +283,22 @@ def test_profile_traces_the_steps_asked_for(tmp_path):
     for bad in ("5", "5:3", "a:b", "3:3"):
         with pytest.raises(ConfigError, match="START:STOP"):
             linear.run(tmp_path, profile=bad)
+
+
+def test_ctrl_c_ends_the_loaders_workers_too(tmp_path):
+    class Loader(linear.LinearLoader):
+        def batches(self, start_step=0):
+            for step, batch in enumerate(super().batches(start_step), start_step):
+                if step == 7:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    raise RuntimeError("a worker died")
+                yield batch
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted) as stopped:
+        linear.run(tmp_path, loader=Loader())
+    assert stopped.value.code == 130 and latest_step(tmp_path) == 7
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_every_line_of_the_log_is_json(tmp_path):

@@ -8,9 +8,8 @@ from itertools import islice
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 
-from walt.parallel.mesh import put_batch
+from walt.parallel.mesh import mesh_of, put_batch
 from walt.training.state import TrainState
 from walt.training.task import Loader, Task
 
@@ -32,9 +31,7 @@ class HeldOut:
     def __call__(self, state: TrainState, step: int) -> dict[str, Any]:
         if self._run is None:
             self._run = jax.jit(self.task.eval_step)
-        sharding = state.step.sharding
-        assert isinstance(sharding, NamedSharding)  # every array of a state is
-        key, mesh = jax.random.fold_in(state.key, 2**31 - 1), sharding.mesh
+        key, mesh = jax.random.fold_in(state.key, 2**31 - 1), mesh_of(state.step)
         totals: dict[str, float] = {}
         for index, rows in enumerate(islice(self.loader.batches(0), self.num_batches)):
             metrics = self._run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -54,7 +54,7 @@ def train(
         model_keys: dotted prefixes of `resolved_config` that may not change between a run and its resumption
             (`ConfigError` with the differences).
         initial_params, initial_extra: start from these values; unused when resuming.
-        on_finish: applied once to the last state, before it is saved.
+        on_finish: applied once to the last state, before it is saved; keeps structure, shapes and dtypes.
         axes: where parameters lie on the mesh, see `walt.parallel.rules`.
         profile: "START:STOP", steps to trace.
         devices: those to train on; all of them by default.
@@ -83,6 +83,7 @@ def train(
         meter = stack.enter_context(contextlib.closing(Meter(log, clock, step, config, task.row_cost())))
 
         batches, run = loader.batches(step), None
+        stack.callback(getattr(batches, "close", lambda: None))  # a generator's workers end with the run
         while True:
             # `state` is the result of `step` updates. It is saved before it is evaluated, and both before more data is
             # drawn: whatever happens next, the checkpoint at `step` and the batches from `step` on give the same run.
@@ -93,7 +94,7 @@ def train(
                     state = on_finish(state) if last and on_finish else state
                     if last or step != checkpoints.latest:
                         checkpoints.save(state, step, meter.clock(finished=last), resolved_config, wait=step == 0)
-            if _due(evaluators, step, config):
+            if _due(evaluators, step, config) and (last or not stopping):
                 meter.flush()
                 with meter.paused():
                     _evaluate(evaluators, state, step, config, log)
@@ -105,7 +106,9 @@ def train(
                 tqdm.write(f"stopped at step {step}, which is saved; the same command goes on from here")
                 raise Interrupted(stop.received or signal.SIGTERM)
 
-            rows = next(batches)
+            rows = _draw(batches, stop)
+            if rows is None:
+                continue
             if run is None:
                 _check_batch(rows, task, config, mesh)
                 with meter.paused():
@@ -155,6 +158,16 @@ def _stopping(stop: StopSignal, step: int, config: TrainingConfig) -> bool:
     return (processes == 1 or step % config.log_every == 0) and stop.agreed(processes)
 
 
+def _draw(batches: Iterator[Batch], stop: StopSignal) -> Batch | None:
+    """The next batch; None if there is none because Ctrl-C, which reaches the loader's workers too, ended them."""
+    try:
+        return next(batches)
+    except Exception:
+        if stop.received is None or jax.process_count() > 1:
+            raise
+        return None
+
+
 def _check_batch(rows: Batch, task: Task, config: TrainingConfig, mesh: Mesh) -> None:
     """`ConfigError` naming the batch entry that the task cannot use, or the batch size that does not divide."""
     for name, spec in task.batch_spec().items():
@@ -165,13 +178,14 @@ def _check_batch(rows: Batch, task: Task, config: TrainingConfig, mesh: Mesh) ->
         found = np.asarray(rows[name])
         if found.shape[1:] != spec.shape or found.dtype != spec.dtype:
             raise ConfigError(
-                f"batch entry {name!r} has rows of shape {found.shape[1:]} and dtype {found.dtype}; the task expects {spec.shape} and {spec.dtype}"
+                f"batch entry {name!r} has rows of shape {found.shape[1:]} and dtype {found.dtype}; "
+                f"the task expects {spec.shape} and {spec.dtype}"
             )
     size, parts = _count_rows(rows), config.accumulation * batch_shards(mesh)
     if size % parts:
         raise ConfigError(
-            f"a batch of {size} rows does not divide into accumulation={config.accumulation} parts on {batch_shards(mesh)} devices: "
-            f"make the batch size a multiple of {parts}"
+            f"a batch of {size} rows does not divide into accumulation={config.accumulation} parts "
+            f"on {batch_shards(mesh)} devices: make the batch size a multiple of {parts}"
         )
     logging.info("training on %d devices, batches of %d rows", mesh.size, size)
 

@@ -96,14 +96,14 @@ class Meter:
         if bad:
             self._log.write(step, values)
             raise NonFiniteError(
-                f"{', '.join(bad)} at step {step}; the update was not applied, and the last good checkpoint is kept. Resuming repeats "
-                "this step exactly: lower the learning rate or clip_norm, or go back to an earlier checkpoint"
+                f"{', '.join(bad)} at step {step}; the update was not applied, and the last good checkpoint is kept. "
+                "Resuming repeats this step exactly: lower the learning rate or clip_norm, or go back to an earlier one"
             )
         if self._skipped > self._config.max_skipped_steps:
             self._log.write(step, values)
             raise NonFiniteError(
-                f"the gradients were not finite at step {step} nor at the {self._skipped - 1} steps before it, so no update was applied; "
-                "the last good checkpoint is kept"
+                f"the gradients were not finite at step {step} nor at the {self._skipped - 1} steps before it, "
+                "so no update was applied; the last good checkpoint is kept"
             )
 
     def _write(self, step: int, rows: int) -> None:
