@@ -66,4 +66,4 @@ def _heldout_evaluators(task: AutoencoderTask, experiment: AutoencoderExperiment
     if "heldout" not in read_manifest(experiment.data.path).splits:
         return []
     heldout = clip_loader(dataclasses.replace(experiment.data, split="heldout"))
-    return [HeldOut(task, heldout, experiment.heldout_every)]
+    return [HeldOut(task, heldout, experiment.heldout_every, num_batches=16)]
