@@ -49,14 +49,14 @@ def tiny():
     return Tiny(
         autoencoder=AutoencoderConfig(
             latent_channels=2,
-            base_channels=4,
+            base_channels=2,
             channel_multipliers=(1, 1),
             res_blocks=1,
             mid_blocks=0,
             strides=((4, 2),),
             temporal_kernels=(1, 3),
             patchify=4,
-            groups=2,
+            groups=1,
         ),
         transformer=TransformerConfig(
             latent_shape=(2, 2, 2),
