@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# Trains the bundle that ships with the package (walt/_bundles/mini): autoencoder, latents, transformer, export.
-# Takes hours on two cores and may be stopped and started at any time: finished steps are kept, training continues from
-# its last checkpoint. Usage: launch/train_mini.sh [RUN_FOLDER]
+# Trains the bundle that ships with the package (walt/_bundles/mini): footage, autoencoder, latents, transformer, export.
+# Takes a few hours on two cores and may be stopped and started at any time: finished steps are kept, training continues
+# from its last checkpoint. Usage: launch/train_mini.sh [RUN_FOLDER [CLIPS]]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-RUN="${1:-runs/mini}"
+RUN="${1:-runs/mini}" CLIPS="${2:-4000}"
 make_environment .venv demo,report
 walt() { .venv/bin/python -m walt.cli "$@"; }
 
-walt prepare atari --output="$RUN/footage"
+walt prepare atari --output="$RUN/footage" --clips=12000 --heldout=512
 walt train --config=autoencoder/atari --workdir="$RUN/autoencoder" --config.data.path="$RUN/footage"
-walt prepare latents --autoencoder="$RUN/autoencoder" --input="$RUN/footage" --output="$RUN/latents"
-walt train --config=t2v/atari --workdir="$RUN/t2v" --config.data.path="$RUN/latents"
-walt convert export --workdir="$RUN/t2v" --output="$RUN/bundle"
+walt prepare latents --autoencoder="$RUN/autoencoder" --input="$RUN/footage" --output="$RUN/latents" --limit="$CLIPS"
+walt train --config=t2v/atari --workdir="$RUN/t2v" --config.data.path="$RUN/latents" \
+  --config.autoencoder_path="$RUN/autoencoder"
+
+# What a user of the bundle should know, measured on the held-out clips.
+walt convert card --workdir="$RUN/t2v" --footage="$RUN/footage" --output="$RUN/card.json"
+walt convert export --workdir="$RUN/t2v" --output="$RUN/bundle" --dtype=float16 --card="$RUN/card.json"
 echo "the bundle is in $RUN/bundle; copy it to walt/_bundles/mini to ship it"

@@ -6,35 +6,29 @@ After an intended change: `launch/test.sh tests/test_shipped_configs.py --update
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import pytest
 
-from walt import config
+from walt import config, experiment
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = [f"{name}{variant}" for name in config.shipped_configs() for variant in ("", ":mini")]
-needs_experiment = pytest.mark.skipif(not importlib.util.find_spec("walt.experiment"), reason="no walt.experiment yet")
 
 
 def golden_file(name: str) -> Path:
     return GOLDEN / f"{name.replace('/', '.').replace(':', '-')}.txt"
 
 
-@needs_experiment
 def test_there_are_configs():
     assert {"autoencoder/atari", "t2v/atari"} <= set(config.shipped_configs())
 
 
-@needs_experiment
 @pytest.mark.parametrize("name", VARIANTS)
 def test_resolves_to_its_golden_file(name, request):
-    from walt import experiment
-
-    resolved = config.from_config_dict(experiment.ExperimentConfig, config.load(name))
+    resolved = experiment.parse(config.load(name))
     text = config.to_json(config.to_config_dict(resolved))
-    again = config.from_config_dict(experiment.ExperimentConfig, config.from_json(text))
+    again = experiment.parse(config.from_json(text))
     assert again == resolved, "a checkpoint could not restore this config"
     file = golden_file(name)
     if request.config.getoption("--update-golden"):
@@ -45,36 +39,36 @@ def test_resolves_to_its_golden_file(name, request):
     assert file.read_text() == text, f"{name} changed; if intended run with --update-golden: {changes}"
 
 
-@needs_experiment
 @pytest.mark.parametrize("name", VARIANTS)
 def test_unknown_keys_are_refused_in_every_section(name):
-    from walt import experiment
-
     loaded = config.load(name)
     sections = [loaded, *(value for value in loaded.values() if isinstance(value, type(loaded)))]
     for section in sections:
         with section.unlocked():
             section.no_such_key = 1
         with pytest.raises(config.ConfigError, match="no_such_key"):
-            config.from_config_dict(experiment.ExperimentConfig, loaded)
+            experiment.parse(loaded)
         with section.unlocked():
             del section["no_such_key"]
 
 
-@needs_experiment
 @pytest.mark.parametrize("name", config.shipped_configs())
 def test_unknown_variant_is_refused(name):
     with pytest.raises(config.ConfigError, match="no-such-variant"):
         config.load(f"{name}:no-such-variant")
 
 
-@needs_experiment
 def test_no_golden_file_is_left_over():
     assert {file.name for file in GOLDEN.glob("*.txt")} == {golden_file(name).name for name in VARIANTS}
 
 
-@needs_experiment
-def test_experiment_config_is_frozen():
-    from walt import experiment
+def test_an_unknown_stage_is_refused():
+    loaded = config.load("t2v/atari")
+    loaded.stage = "difusion"
+    with pytest.raises(config.ConfigError, match="did you mean 'diffusion'"):
+        experiment.parse(loaded)
 
-    assert experiment.ExperimentConfig.__dataclass_params__.frozen and dataclasses.fields(experiment.ExperimentConfig)
+
+def test_experiment_configs_are_frozen():
+    for stage in experiment.STAGES.values():
+        assert stage.__dataclass_params__.frozen and dataclasses.fields(stage)

@@ -1,9 +1,11 @@
 """Weights and bundles, in and out.
 
     walt convert export --workdir=runs/t2v --output=my_model [--weights=ema|raw] [--dtype=float32|float16]
+    walt convert card   --workdir=runs/t2v --output=card.json --footage=data/atari
 
 `export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as
 one relocatable folder that `walt.load` and `walt sample` take. It never overwrites a folder that is not a bundle.
+`card` measures a run and writes what a user of its bundle should know, for `export --card`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -22,20 +25,23 @@ from walt import command
 class Arguments:
     """Flags of `walt convert`."""
 
-    what: str = command.flag("What to convert: export.", positional=True)
+    what: str = command.flag("What to do: export or card.", positional=True)
     workdir: str = command.flag("Work directory of a training run; a bundle will do as well, to change its dtype.")
-    output: str = command.flag("Folder to write.")
+    output: str = command.flag("Folder to write (export), or JSON file (card).")
     weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
     dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
+    footage: str | None = command.flag("For card: prepared clips with a held-out split.", default=None)
     card: str | None = command.flag("JSON file whose entries are added to the bundle's card.", default=None)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs one conversion; `argv` is [program, what, --flag=value, ...]."""
     arguments = command.parse(Arguments, argv)
-    for name, allowed in (("what", ("export",)), ("weights", ("ema", "raw")), ("dtype", ("float32", "float16"))):
+    for name, allowed in (("what", ("export", "card")), ("weights", ("ema", "raw")), ("dtype", ("float32", "float16"))):
         if getattr(arguments, name) not in allowed:
             raise command.CommandError(f"{name} must be {' or '.join(allowed)}, got {getattr(arguments, name)!r}")
+    if arguments.what == "card":
+        return _write_card(arguments)
     card = _read_card(arguments.card) if arguments.card else {}
 
     from walt.generation import bundle as bundles  # imports jax
@@ -46,6 +52,16 @@ def main(argv: Sequence[str]) -> None:
     bundles.write_bundle(bundle, arguments.output, arguments.dtype)  # type: ignore[arg-type]
     size = sum(file.stat().length for file in epath.Path(arguments.output).iterdir())
     print(f"wrote {arguments.output}: {', '.join(bundle.components)}, {arguments.dtype}, {size / 1e6:.1f} MB")
+
+
+def _write_card(arguments: Arguments) -> None:
+    if not arguments.footage:
+        raise command.CommandError("--footage is missing: the prepared clips to measure on")
+    from walt.experiment import card, progress  # imports jax
+
+    found = card.describe(Path(arguments.workdir), Path(arguments.footage))
+    progress.write_json(Path(arguments.output), found)
+    print(json.dumps(found["figures"], indent=2))
 
 
 def _read_card(path: str) -> dict[str, Any]:

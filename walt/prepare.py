@@ -33,12 +33,13 @@ class LatentsConfig:
     output: str = option("Folder to write; must be absent, empty, or hold just this data set.")
     input: str = option("Folder of a prepared data set of clips.")
     autoencoder: str = option("Bundle, workdir or shipped name of the autoencoder that encodes them.")
+    limit: int = option("Encode at most that many clips of each split, evenly spaced; 0: all.", default=0)
 
 
 def prepare(config: LatentsConfig) -> None:
     """Encodes the clips of a data set; the job needs models, so it lives in walt.experiment, which imports jax."""
     latents = importlib.import_module("walt.experiment.latents")
-    latents.prepare(autoencoder=config.autoencoder, input=config.input, output=config.output)
+    latents.prepare(config.autoencoder, config.input, config.output, config.limit)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from etils import epath
 from ml_collections import ConfigDict
 
-from walt.experiment.config import AutoencoderExperiment, DiffusionExperiment, ExperimentConfig, parse
+from walt.experiment.config import STAGES, AutoencoderExperiment, DiffusionExperiment, ExperimentConfig, parse
 from walt.training.state import TrainState
 
-__all__ = ["AutoencoderExperiment", "DiffusionExperiment", "ExperimentConfig", "parse", "train"]
+__all__ = ["STAGES", "AutoencoderExperiment", "DiffusionExperiment", "ExperimentConfig", "parse", "train"]
 
 
 def train(config: ConfigDict, workdir: epath.PathLike, profile: str | None = None) -> TrainState:

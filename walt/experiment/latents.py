@@ -24,8 +24,12 @@ STILLS = 5  # frames per clip that also become images, evenly spread
 BATCH = 16
 
 
-def prepare(autoencoder: epath.PathLike, input: epath.PathLike, output: epath.PathLike) -> records.Manifest:
+def prepare(
+    autoencoder: epath.PathLike, input: epath.PathLike, output: epath.PathLike, limit: int = 0
+) -> records.Manifest:
     """Encodes every split of the clips in `input` with the autoencoder of a bundle or workdir into the new folder `output`.
+
+    With a `limit`, at most that many clips of each split, evenly spaced.
 
     A finished `output` from the same clips and weights is left as it is. Raises `DatasetError` if it is anything else, or
     if `input` holds no clips; `ConfigError` if the autoencoder is not calibrated.
@@ -38,7 +42,7 @@ def prepare(autoencoder: epath.PathLike, input: epath.PathLike, output: epath.Pa
     if not np.any(component.extra["latent_mean"]):
         raise ConfigError(f"the autoencoder in {autoencoder} has no latent statistics yet: let its training finish")
     shards = [shard.sha256 for split in source.splits.values() for shard in split.shards]
-    request = {"autoencoder": weights_checksum(component), "input": shards, "stills": STILLS}
+    request = {"autoencoder": weights_checksum(component), "input": shards, "stills": STILLS, "limit": limit}
     finished = records.already_prepared(output, "latents", request)
     if finished is not None:
         print(f"{output} already holds these latents ({finished.splits['train'].count} training clips).")
@@ -51,7 +55,7 @@ def prepare(autoencoder: epath.PathLike, input: epath.PathLike, output: epath.Pa
         splits = {}
         for split, info in source.splits.items():
             with records.RecordWriter(directory, split, num_shards=len(info.shards)) as writer:
-                for record in _encoded(pipeline, records.RecordSource(input, split), frames, split):
+                for record in _encoded(pipeline, records.RecordSource(input, split), frames, split, limit):
                     writer.write(record)
                 splits[split] = writer.close()
         records.write_manifest(
@@ -71,16 +75,18 @@ def prepare(autoencoder: epath.PathLike, input: epath.PathLike, output: epath.Pa
 
 
 def _encoded(
-    pipeline: Pipeline, source: records.RecordSource, stills: np.ndarray, split: str
+    pipeline: Pipeline, source: records.RecordSource, stills: np.ndarray, split: str, limit: int
 ) -> Iterator[dict[str, Any]]:
     """The latents record of every clip."""
-    for start in tqdm(range(0, len(source), BATCH), desc=f"encoding {split}", unit="batch"):
+    count = min(limit or len(source), len(source))
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    for start in tqdm(range(0, count, BATCH), desc=f"encoding {split}", unit="batch"):
         # The last batch is filled up with its last clip, so that there is one shape to compile.
-        batch = [source[min(start + i, len(source) - 1)] for i in range(BATCH)]
+        batch = [source[int(chosen[min(start + i, count - 1)])] for i in range(BATCH)]
         clips = np.stack([media.decode_clip(record["clip"]) for record in batch])
         video = pipeline.encode(clips)
         images = pipeline.encode(clips[:, stills, None])[:, :, 0]
-        for i, record in enumerate(batch[: len(source) - start]):
+        for i, record in enumerate(batch[: count - start]):
             kept = {name: record[name] for name in ("id", "captions", "label")}
             arrays = {"video": video[i], "images": images[i]}
             yield kept | {name: np.asarray(array, np.float32).tobytes() for name, array in arrays.items()}

@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from walt.autoencoder.config import AutoencoderConfig
 from walt.config import ConfigError, apply_overrides, from_config_dict, load, to_config_dict, to_json
-from walt.data import media
 from walt.data.recipes import atari
 from walt.data.records import read_manifest
 from walt.evaluation import (
-    Clips,
     Report,
     atari_mini_bars,
     describe_environment,
@@ -30,6 +26,7 @@ from walt.evaluation.source import PreparedClips, read_clips
 from walt.experiment import latents
 from walt.experiment.config import AutoencoderExperiment, DiffusionExperiment, parse
 from walt.experiment.progress import Progress, write_json
+from walt.experiment.sampling import reconstruct, sample_labels, write_videos
 from walt.experiment.stage1 import autoencoder_task, clip_loader, train_autoencoder
 from walt.experiment.stage2 import diffusion_task, latent_loader, train_diffusion, workdir_tokenizer
 from walt.generation.bundle import write_bundle
@@ -94,12 +91,12 @@ def run(config: QuickstartConfig) -> dict[str, Any]:
         write_bundle(bundle, output / "bundle")
     with progress.stage("sample videos"):
         pipeline = Pipeline(bundle)
-        generated = sample_games(pipeline, output / "footage", config.seeds)
-        _write_videos(generated, output / "videos", pipeline.fps)
-    with progress.stage("evaluate"):
         heldout, training = read_clips(output / "footage", "heldout"), PreparedClips(output / "footage")
-        tuned = _reconstruct(pipeline, heldout)
-        reconstructions = tuned if config.from_scratch else _reconstruct(load_pipeline(config.autoencoder), heldout)
+        generated = sample_labels(pipeline, heldout, config.seeds)
+        write_videos(generated, output / "videos", pipeline.fps)
+    with progress.stage("evaluate"):
+        tuned = reconstruct(pipeline, heldout)
+        reconstructions = tuned if config.from_scratch else reconstruct(load_pipeline(config.autoencoder), heldout)
         result = evaluate_clips(heldout, reconstructions=reconstructions, generated=generated, training=training)
         after = evaluate_clips(heldout, reconstructions=tuned, training=training).headline()
     figures = {
@@ -184,36 +181,6 @@ def _with_steps(training: TrainingConfig, steps: int) -> TrainingConfig:
     warmup = min(training.optimizer.warmup_steps, steps // 10)
     optimizer = dataclasses.replace(training.optimizer, warmup_steps=warmup)
     return dataclasses.replace(training, num_steps=steps, optimizer=optimizer)
-
-
-def sample_games(pipeline: Pipeline, footage: Path, seeds: int) -> Clips:
-    """`seeds` samples for one prompt per label of the held-out clips, labelled by what the prompt names."""
-    heldout = read_clips(footage, "heldout")
-    prompts = {label: heldout.prompts[int(heldout.rows_of(label)[0])] for label in heldout.label_names}
-    labels = tuple(label for label in prompts for _ in range(seeds))
-    texts = tuple(prompts[label] for label in labels)
-    return Clips(pipeline.generate(list(texts)), labels, texts)
-
-
-def _reconstruct(pipeline: Pipeline, clips: Clips, batch: int = 16) -> np.ndarray:
-    """Clips through the autoencoder and back; one shape is compiled, the last batch overlaps the one before."""
-    batch = min(batch, len(clips))
-    made = np.empty_like(clips.videos)
-    for start in range(0, len(clips), batch):
-        rows = slice(min(start, len(clips) - batch), min(start, len(clips) - batch) + batch)
-        made[rows] = pipeline.reconstruct(clips.videos[rows])
-    return made
-
-
-def _write_videos(clips: Clips, folder: Path, fps: float) -> None:
-    """One mp4 per sample with its prompt beside it, and a contact sheet of the first sample of every prompt."""
-    folder.mkdir(exist_ok=True)
-    for index, (video, prompt) in enumerate(zip(clips.videos, clips.prompts, strict=True)):
-        path = folder / f"{index:03d}-{clips.labels[index]}.mp4"
-        media.write_video(path, video, fps, scale=4)
-        path.with_suffix(".txt").write_text(prompt + "\n")
-    first = [int(clips.rows_of(label)[0]) for label in clips.label_names]
-    media.contact_sheet(clips.videos[first], folder / "contact_sheet.png", labels=[clips.prompts[i] for i in first])
 
 
 def _summary(config: QuickstartConfig) -> str:

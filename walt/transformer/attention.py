@@ -89,11 +89,10 @@ class CrossAttention(nnx.Module):
         query = scaled(normed(windows.split(self.query(x), self.heads), self.query_norm))
         key, value = (self._with_text(layer, windows, x, text, repeats) for layer in (self.key, self.value))
         key = normed(key, self.key_norm)
-        real = windows.token_mask()
-        if real is None:
-            real = jnp.ones((query.shape[2], windows.tokens), bool)
+        padding = windows.token_mask()
+        real = jnp.ones((query.shape[2], windows.tokens), bool) if padding is None else jnp.asarray(padding)
         seen_text = jnp.repeat(text_mask, repeats, axis=1)
-        seen_tokens = jnp.broadcast_to(jnp.asarray(real)[None], (x.shape[0], *real.shape))
+        seen_tokens = jnp.broadcast_to(real[None], (x.shape[0], *real.shape))
         mask = jnp.concatenate([seen_tokens, seen_text], axis=-1)[:, None, :, None, :]
         return self.out(windows.merge(attend(query, key, value, mask=mask)))
 

@@ -88,10 +88,11 @@ class LayerModulation(nnx.Module):
     ) -> tuple[Float[Array, "B F 1 1 d"], ...]:
         if self.own is not None:
             modulation = self.own(jax.nn.silu(condition))
-        elif self.up is not None and self.down is not None:
-            modulation = shared + self.up(self.down(condition))
         else:
+            assert shared is not None  # the model makes it unless every layer has its own
             modulation = shared
+        if self.up is not None and self.down is not None:
+            modulation = modulation + self.up(self.down(condition))
         return tuple(jnp.split(modulation[:, :, None, None, :], MODULATIONS, axis=-1))
 
 

@@ -1,0 +1,161 @@
+"""Properties of the autoencoder on a small random model: causality, images as first frames, sizes, dtypes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from walt.autoencoder.config import AutoencoderConfig
+from walt.autoencoder.model import Autoencoder, to_float, to_uint8
+from walt.config import ConfigError
+from walt.training.module import Functional, count_parameters
+
+# Every piece of the published model, narrow: three downsamplings with strides in time, 3x3x3 kernels, one block each.
+SMALL = AutoencoderConfig(
+    latent_channels=4, base_channels=4, channel_multipliers=(1, 2, 2, 2), res_blocks=1, mid_blocks=1, groups=2
+)
+PATCHIFIED = dataclasses.replace(
+    SMALL, patchify=4, channel_multipliers=(1, 2, 2), strides=((2, 2), (2, 1)), temporal_kernels=(1, 1, 3)
+)
+FRAMES, SIDE = 17, 16
+
+
+def build(config):
+    model = Functional(lambda rngs: Autoencoder(config, rngs))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    encode = jax.jit(lambda video: model.bind(params, extra).encode(video))
+    decode = jax.jit(lambda latents: model.bind(params, extra).decode(latents))
+    return encode, decode
+
+
+@pytest.fixture(scope="module", params=[SMALL, PATCHIFIED], ids=["published shape", "patchified"])
+def model(request):
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def video():
+    return jax.random.uniform(jax.random.key(1), (1, FRAMES, SIDE, SIDE, 3), minval=-1.0)
+
+
+def test_shapes_mirror(model, video):
+    encode, decode = model
+    latents = encode(video)
+    assert latents.shape == (1, 5, 2, 2, 4) and latents.dtype == jnp.float32
+    assert decode(latents).shape == video.shape
+
+
+def test_image_is_the_first_frame_of_a_video(model, video):
+    encode, decode = model
+    latents = encode(video)
+    np.testing.assert_allclose(encode(video[:, :1]), latents[:, :1], atol=1e-5)
+    np.testing.assert_allclose(decode(latents[:, :1]), decode(latents)[:, :1], atol=1e-5)
+
+
+@pytest.mark.parametrize("frame", [0, 1, 4, 5, 9, 16])
+def test_changing_a_frame_moves_nothing_before_it(model, video, frame):
+    encode, decode = model
+    latents, changed = encode(video), encode(video.at[:, frame].add(0.5))
+    first = -(-frame // 4)
+    np.testing.assert_array_equal(changed[:, :first], latents[:, :first])
+    assert np.abs(changed[:, first] - latents[:, first]).max() > 1e-6
+    before = max(0, 4 * first - 3)
+    np.testing.assert_array_equal(decode(changed)[:, :before], decode(latents)[:, :before])
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_changing_a_latent_moves_nothing_before_it(model, index):
+    _, decode = model
+    latents = jax.random.normal(jax.random.key(2), (1, 5, 2, 2, 4))
+    video, changed = decode(latents), decode(latents.at[:, index].add(0.5))
+    before = max(0, 4 * index - 3)
+    np.testing.assert_array_equal(changed[:, :before], video[:, :before])
+    assert np.abs(changed[:, before:] - video[:, before:]).max() > 1e-6
+
+
+def test_statistics_are_applied_at_the_border():
+    module = Functional(lambda rngs: Autoencoder(PATCHIFIED, rngs))
+    params, extra = module.init(jax.random.key(0))
+    video = jax.random.uniform(jax.random.key(1), (1, 5, SIDE, SIDE, 3))
+    raw = module.bind(params, extra)
+    assert {k: v.shape for k, v in extra.items()} == {"latent_mean": (4,), "latent_std": (4,)}
+    mean, std = jnp.array([1.0, -2.0, 0.5, 0.0]), jnp.array([2.0, 0.5, 1.0, 3.0])
+    calibrated = module.bind(params, {"latent_mean": mean, "latent_std": std})
+    np.testing.assert_allclose(calibrated.encode(video), (raw.encode(video) - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(
+        calibrated.decode(calibrated.encode(video)), raw.decode(raw.encode(video)), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_bfloat16_is_close_to_float32(video):
+    exact = build(PATCHIFIED)[0](video)
+    rounded = build(dataclasses.replace(PATCHIFIED, dtype="bfloat16"))[0](video)
+    assert rounded.dtype == jnp.float32
+    assert np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 20, 16, 16, 3), "20 frames does not fit.*so 17 or 21"),
+        ((1, 5, 12, 16, 3), "height of 12 .* multiples of 8"),
+        ((1, 5, 16, 20, 3), "width of 20 .* multiples of 8"),
+        ((1, 5, 16, 16, 4), "batch, time, height, width, 3"),
+        ((5, 16, 16, 3), "batch, time, height, width, 3"),
+    ],
+)
+def test_refuses_sizes(shape, message):
+    module = Functional(lambda rngs: Autoencoder(SMALL, rngs))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda p, e: module.bind(p, e).encode(jnp.zeros(shape)), *module_trees(module))
+
+
+def test_refuses_uint8_and_other_channels():
+    module = Functional(lambda rngs: Autoencoder(SMALL, rngs))
+    with pytest.raises(ValueError, match="float video in \\[-1, 1\\], got uint8"):
+        jax.eval_shape(
+            lambda p, e: module.bind(p, e).encode(jnp.zeros((1, 5, 16, 16, 3), jnp.uint8)), *module_trees(module)
+        )
+    with pytest.raises(ValueError, match="width, 4\\]"):
+        jax.eval_shape(lambda p, e: module.bind(p, e).decode(jnp.zeros((1, 2, 2, 2, 8))), *module_trees(module))
+
+
+def module_trees(module):
+    return module.abstract_params, module.abstract_extra
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [
+        (AutoencoderConfig(), 370),
+        (AutoencoderConfig(down_kernel=4), 376),
+        (AutoencoderConfig(base_channels=64, res_blocks=2, mid_blocks=2), 56.5),
+        (AutoencoderConfig(base_channels=64, res_blocks=2, mid_blocks=2, down_kernel=4), 57.8),
+        (AutoencoderConfig(channel_multipliers=(1, 1, 2, 4), temporal_kernels=(1,) * 4, strides=((1, 2),) * 3), 103),
+    ],
+)
+def test_published_parameter_counts(config, millions):
+    module = Functional(lambda rngs: Autoencoder(config, rngs))
+    assert count_parameters(module.abstract_params) == pytest.approx(millions * 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": 3}, "groups=3 does not divide"),
+        ({"patchify": 3}, "patchify=3"),
+        ({"strides": ((2, 2),)}, "strides has 1"),
+        ({"temporal_kernels": (3,)}, "temporal_kernels has 1"),
+    ],
+)
+def test_refuses_configs(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(SMALL, **changes)
+
+
+def test_pixels_round_trip():
+    pixels = jnp.arange(256, dtype=jnp.uint8)
+    np.testing.assert_array_equal(to_uint8(to_float(pixels)), pixels)
+    assert to_float(pixels).min() == -1.0 and to_float(pixels).max() == 1.0

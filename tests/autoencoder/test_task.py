@@ -1,0 +1,105 @@
+"""Training the autoencoder: its loss by hand, gradients that arrive everywhere, calibration."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from walt.autoencoder.config import AutoencoderConfig, ReconstructionLossConfig
+from walt.autoencoder.losses import reconstruction_loss
+from walt.autoencoder.task import GROUP, AutoencoderTask, latent_statistics
+from walt.config import to_config_dict
+from walt.training.config import OptimizerConfig, TrainingConfig
+from walt.training.loop import train
+
+TINY = AutoencoderConfig(
+    latent_channels=4,
+    base_channels=8,
+    channel_multipliers=(1, 2, 2),
+    res_blocks=1,
+    mid_blocks=1,
+    strides=((2, 2), (2, 1)),
+    temporal_kernels=(1, 1, 3),
+    patchify=4,
+    groups=4,
+)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return AutoencoderTask(TINY, ReconstructionLossConfig(), (5, 16, 16))
+
+
+def clips(rows=4, seed=0):
+    """Smooth moving clips, so that a tiny model can learn something in a few steps."""
+    rng = np.random.default_rng(seed)
+    colour = rng.uniform(0, 200, size=(rows, 1, 1, 1, 3))
+    ramp = np.linspace(0, 55, 16)[None, None, None, :, None] + 8 * np.arange(5)[None, :, None, None, None]
+    return np.clip(np.broadcast_to(colour + ramp, (rows, 5, 16, 16, 3)), 0, 255).astype(np.uint8)
+
+
+class Clips:
+    def batches(self, start_step=0):
+        step = start_step
+        while True:
+            yield {"video": clips(seed=step), "row": np.arange(4, dtype=np.int32)}
+            step += 1
+
+
+def test_loss_by_hand():
+    video = jnp.zeros((2, 1, 2, 2, 3))
+    reconstruction = video.at[0].add(0.2)  # 0.1 on the [0, 1] scale
+    loss, metrics = reconstruction_loss(ReconstructionLossConfig(mse_weight=5.0), reconstruction, video)
+    assert float(loss) == pytest.approx(5 * 0.5 * 0.01, rel=1e-5)
+    assert float(metrics["psnr"]) == pytest.approx((20.0 + 100.0) / 2, rel=1e-4)  # an exact clip counts as 100 dB
+
+
+def test_every_parameter_has_a_gradient(task):
+    params, extra = task.init(jax.random.key(0))
+    state = dataclasses.make_dataclass("State", ["params", "extra"])(params, extra)
+    grads, _, metrics = task.gradients(state, {"video": jnp.asarray(clips())}, jax.random.key(1))
+    assert float(metrics["loss"]) > 0
+    dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(grads) if not np.any(g)]
+    assert not dead
+
+
+def test_training_learns_and_ends_calibrated(task, tmp_path):
+    config = TrainingConfig(
+        num_steps=30,
+        log_every=10,
+        checkpoint_every=30,
+        ema_decay=0.9,
+        optimizer=OptimizerConfig(name="adam", learning_rate=3e-3, warmup_steps=2, weight_decay=0.0),
+    )
+
+    def calibrate(state):
+        batches = (clips(seed=i) for i in range(8))
+        return dataclasses.replace(state, extra=latent_statistics(task.model, state.averaged_params()[GROUP], batches))
+
+    state = train(task, Clips(), config, tmp_path, resolved_config=to_config_dict(config), on_finish=calibrate)
+    batch = {"video": jnp.asarray(clips(seed=100))}
+    fresh, extra = task.init(jax.random.key(0))
+    before = task.eval_step(fresh, extra, batch, jax.random.key(0))
+    after = task.eval_step(state.params, state.extra, batch, jax.random.key(0))
+    assert float(after["psnr"]) > float(before["psnr"]) + 3
+    encode = task.model.bind(state.averaged_params()[GROUP], state.extra).encode
+    latents = np.concatenate([encode(jnp.asarray(clips(seed=i)) / 127.5 - 1.0) for i in range(8)]).reshape(-1, 4)
+    np.testing.assert_allclose(latents.mean(0), 0, atol=1e-2)
+    np.testing.assert_allclose(latents.std(0), 1, atol=1e-2)
+
+
+def test_calibration_refuses_nothing_and_collapse(task):
+    params, _ = task.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="at least one clip"):
+        latent_statistics(task.model, params[GROUP], [])
+    dead = jax.tree.map(jnp.zeros_like, params[GROUP])
+    with pytest.raises(ValueError, match="collapsed"):
+        latent_statistics(task.model, dead, [clips()])
+
+
+def test_batch_spec_and_cost(task):
+    assert task.batch_spec()["video"].shape == (5, 16, 16, 3)
+    cost = task.row_cost()
+    assert cost.tokens == 2 * 2 * 2 and cost.flops > 1e6
