@@ -50,11 +50,14 @@ def test_commit_of_a_checkout_and_its_changes(tmp_path):
     package = tmp_path / "package"
     package.mkdir()
     (package / "a.py").write_text("1\n")
+    (tmp_path / "other.txt").write_text("somebody's own\n")
     assert e.git_commit(package) is None
     git(tmp_path, "init", "-q")
-    assert e.git_commit(package) is None  # an untracked folder, like a package installed inside somebody's repository
-    git(tmp_path, "add", ".")
+    git(tmp_path, "add", "other.txt")
     git(tmp_path, "commit", "-q", "-m", "first")
+    assert e.git_commit(package) is None  # a package installed inside somebody's repository is not of its commit
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "second")
     head = git(tmp_path, "rev-parse", "HEAD")
     assert e.git_commit(package) == head
     (package / "a.py").write_text("2\n")

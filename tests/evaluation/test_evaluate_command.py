@@ -90,6 +90,17 @@ def test_enlarged_samples_measure_as_the_samples_themselves(real, footage, tmp_p
     assert odd.clip_shape == (5, 40, 40, 3)
 
 
+def test_shrinking_takes_the_mean_of_each_block(real, tmp_path):
+    large = np.zeros((5, 64, 64, 3), np.uint8)
+    large[:, ::2, ::2] = np.array([200, 100, 200, 100, 200])[:, None, None, None]
+    folder = tmp_path / "blocks"
+    media.write_video(folder / "a.gif", large, 8.0)
+    (folder / "a.txt").write_text("a game of dusk")
+    small = source.read_generated(folder, source.read_clips(real), source.caption_labels(real)).videos
+    assert small.shape == (1, 5, 32, 32, 3)
+    assert np.abs(small[0].mean(axis=(1, 2, 3)) - [50, 25, 50, 25, 50]).max() <= 1
+
+
 def test_a_prepared_data_set_can_be_the_generated_one(real):
     clips = source.read_generated(real, source.read_clips(real), {})
     assert len(clips) == 24 and clips.labels == source.read_clips(real, "heldout").labels

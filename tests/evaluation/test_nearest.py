@@ -38,11 +38,11 @@ def test_one_level_in_one_value_is_told_from_a_copy():
     assert found.clips.labels == ("base",) and found.distances[0] == 0.0
 
 
-@pytest.mark.parametrize("level", [0, 128, 250])
+@pytest.mark.parametrize("level", [0, 90, 128, 254])
 def test_rounding_of_the_search_never_hides_the_nearest_clip(level):
     # Long clips that differ from the query by a handful of levels: their squared distances agree to 1e-8 of the squared lengths.
     random = np.random.default_rng(level)
-    base = np.full((17, 32, 32, 3), level, np.uint8)
+    base = np.full((17, 64, 64, 3), level, np.uint8)
     videos = np.stack([base] * 70)
     for row in range(70):
         places = random.choice(base.size, size=int(random.integers(3, 200)), replace=False)
@@ -51,6 +51,17 @@ def test_rounding_of_the_search_never_hides_the_nearest_clip(level):
     found = nearest_clips(Clips(base[None], ("q",)), Clips(videos, tuple(str(i) for i in range(70))).chunks(30))
     assert found.clips.labels == (str(truth.argmin()),)
     assert found.distances[0] == pytest.approx(np.sqrt(truth.min() / base.size) / 255, rel=1e-12)
+
+
+@pytest.mark.parametrize("level", [1, 77, 255])
+def test_a_nearer_clip_in_a_later_piece_always_takes_over(level):
+    # Each clip differs from the query in one value fewer than the one before, by one level: rounding is larger than the gain.
+    base = np.full((17, 64, 64, 3), level, np.uint8)
+    videos = np.stack([base] * 30)
+    for row in range(30):
+        videos[row].reshape(-1)[: 30 - row] -= 1
+    found = nearest_clips(Clips(base[None], ("q",)), Clips(videos, tuple(str(i) for i in range(30))).chunks(1))
+    assert found.clips.labels == ("29",)
 
 
 def test_the_earliest_of_equal_clips_wins(footage):

@@ -67,6 +67,16 @@ def test_the_majority_of_frames_names_a_clip(footage):
     assert fit_classifier(real).name(mixed[None]) == ("dusk",)
 
 
+def test_a_clip_is_named_by_the_mean_over_its_frames(footage):
+    classifier, random = fit_classifier(footage(8)), np.random.default_rng(0)
+    videos = random.integers(0, 256, (20, 5, 16, 16, 3), dtype=np.uint8)
+    frames = videos.reshape(100, 1, 16, 16, 3)
+    expected = classifier.probabilities(frames).reshape(20, 5, 4).mean(axis=1)
+    np.testing.assert_allclose(classifier.probabilities(videos), expected, rtol=1e-6)
+    np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-6)
+    assert classifier.name(videos) == tuple(classifier.labels[column] for column in expected.argmax(axis=1))
+
+
 def test_the_fit_never_sees_the_clips_it_is_measured_on():
     # Clips of pure noise with random labels: only a classifier measured on its own training clips would look good.
     random = np.random.default_rng(0)

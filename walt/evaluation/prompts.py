@@ -57,7 +57,7 @@ class LabelClassifier:
 
     def probabilities(self, videos: UInt8[np.ndarray, "n t h w 3"]) -> Float[np.ndarray, "n k"]:
         """Mean over all frames of a clip of the probability of each label. Raises `EvaluationError` for another frame size than the real clips'."""
-        return _frame_probabilities(self.model, self.frame_size, videos).mean(axis=1)
+        return _over_frames(_frame_probabilities(self.model, self.frame_size, videos))
 
     def name(self, videos: UInt8[np.ndarray, "n t h w 3"]) -> tuple[str, ...]:
         """The most probable label of each clip."""
@@ -91,7 +91,7 @@ def fit_classifier(real: Clips, *, seed: int = 0) -> LabelClassifier:
         frame_size=size,
         fitted_clips=len(fitted),
         unseen_clips=len(unseen),
-        real_accuracy=float((probabilities.mean(axis=1).argmax(axis=1) == truth).mean()),
+        real_accuracy=float((_over_frames(probabilities).argmax(axis=1) == truth).mean()),
         real_frame_accuracy=float((probabilities.argmax(axis=2) == truth[:, None]).mean()),
     )
 
@@ -132,6 +132,10 @@ def _frame_probabilities(model: Any, frame_size: tuple[int, int], videos: np.nda
         features = frame_features(some.reshape(-1, *videos.shape[2:]))
         pieces.append(model.predict_proba(features).reshape(len(some), videos.shape[1], -1))
     return np.concatenate(pieces)
+
+
+def _over_frames(probabilities: np.ndarray) -> np.ndarray:
+    return probabilities.mean(axis=1)
 
 
 def shuffled_labels(labels: Sequence[str]) -> tuple[str, ...]:
