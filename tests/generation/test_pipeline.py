@@ -160,7 +160,7 @@ def test_bad_videos(pipeline, video, message):
 def test_an_autoencoder_alone_reconstructs_but_does_not_generate(tiny_bundle):
     pipeline = Pipeline(Bundle({"autoencoder": tiny_bundle.components["autoencoder"]}))
     assert pipeline.video_size is None and "autoencoder" in pipeline.describe()
-    assert pipeline.reconstruct(np.zeros((5, 8, 8, 3), np.uint8)).shape == (5, 8, 8, 3)
+    assert pipeline.reconstruct(np.zeros((5, 16, 16, 3), np.uint8)).shape == (5, 16, 16, 3)
     with pytest.raises(GenerationError, match="autoencoder alone"):
         pipeline.generate(BALL)
 

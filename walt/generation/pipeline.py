@@ -116,7 +116,7 @@ class Pipeline:
           steps: denoising steps; by default the bundle's.
           guidance: how strongly to follow the prompt, 1 being not at all beyond what was learned; by default the
             bundle's.
-          seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size.
+          seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size (up to rounding).
           negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
           batch_size: videos computed at a time.
 
