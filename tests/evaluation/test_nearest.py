@@ -53,15 +53,18 @@ def test_rounding_of_the_search_never_hides_the_nearest_clip(level):
     assert found.distances[0] == pytest.approx(np.sqrt(truth.min() / base.size) / 255, rel=1e-12)
 
 
-@pytest.mark.parametrize("level", [1, 77, 255])
+@pytest.mark.parametrize("level", [1, 30, 233, 255])
 def test_a_nearer_clip_in_a_later_piece_always_takes_over(level):
-    # Each clip differs from the query in one value fewer than the one before, by one level: rounding is larger than the gain.
+    # Each piece differs from the query in one value fewer than the one before, by one level: rounding is larger than the gain.
     base = np.full((17, 64, 64, 3), level, np.uint8)
-    videos = np.stack([base] * 30)
-    for row in range(30):
-        videos[row].reshape(-1)[: 30 - row] -= 1
-    found = nearest_clips(Clips(base[None], ("q",)), Clips(videos, tuple(str(i) for i in range(30))).chunks(1))
-    assert found.clips.labels == ("29",)
+    queries = Clips(
+        np.stack([base] * 3), ("q",) * 3
+    )  # several queries and clips, for a matrix product and not a dot product
+    videos = np.stack([base] * 60)
+    for row in range(60):
+        videos[row].reshape(-1)[: 20 - row // 3] -= 1
+    found = nearest_clips(queries, Clips(videos, tuple(str(row // 3) for row in range(60))).chunks(3))
+    assert found.clips.labels == ("19",) * 3
 
 
 def test_the_earliest_of_equal_clips_wins(footage):
