@@ -6,9 +6,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from walt.experiment.config import STAGES, AutoencoderExperiment, DiffusionExperiment, ExperimentConfig, parse
+from walt.generation.init_from import InitRules
 from walt.training.state import TrainState
 
-__all__ = ["STAGES", "AutoencoderExperiment", "DiffusionExperiment", "ExperimentConfig", "parse", "train"]
+__all__ = ["STAGES", "AutoencoderExperiment", "DiffusionExperiment", "ExperimentConfig", "InitRules", "parse", "train"]
 
 
 def train(config: ConfigDict, workdir: epath.PathLike, profile: str | None = None) -> TrainState:

@@ -1,0 +1,161 @@
+"""The whole path on a handful of clips: every shipped Task and model class takes steps, and what they leave can be used."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import walt
+from walt import experiment
+from walt.config import ConfigError, apply_overrides, load, to_config_dict
+from walt.data import records
+from walt.data.media import encode_clip
+from walt.experiment import latents
+from walt.experiment.progress import Progress
+
+GAMES = ("boxing", "freeway")
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory):
+    """Clips of moving squares in place of a game: the recipe has tests of its own."""
+    folder = tmp_path_factory.mktemp("data") / "footage"
+    rng = np.random.default_rng(0)
+    splits = {}
+    with records.new_dataset(folder) as directory:
+        for split, count in (("train", 12), ("heldout", 4)):
+            with records.RecordWriter(directory, split) as writer:
+                for index in range(count):
+                    label = GAMES[index % 2]
+                    video = np.full((17, 64, 64, 3), 60 + 100 * (index % 2), np.uint8)
+                    for frame in range(17):
+                        left = int(rng.integers(8)) + 2 * frame
+                        video[frame, 20:30, left : left + 10] = 250
+                    writer.write(
+                        {
+                            "id": f"{split}-{index}",
+                            "clip": encode_clip(video),
+                            "captions": [f"a game of {label}", f"{label} moves right"],
+                            "label": label,
+                            "fps": 15.0,
+                        }
+                    )
+                splits[split] = writer.close()
+        records.write_manifest(
+            directory, records.Manifest("squares", splits, {"clip": (17, 64, 64, 3)}, 15.0, 0, {}, {})
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def autoencoder(footage):
+    workdir = footage.parent / "autoencoder"
+    experiment.train(config("autoencoder/atari:mini", footage), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def encoded(footage, autoencoder):
+    output = footage.parent / "latents"
+    latents.prepare(autoencoder, footage, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def transformer(encoded, autoencoder):
+    workdir = encoded.parent / "transformer"
+    extra = {"autoencoder_path": str(autoencoder), "samples_every": "2"}
+    experiment.train(config("t2v/atari:mini", encoded, **extra), workdir)
+    return workdir
+
+
+def config(name, data, **changes):
+    overrides = {
+        "data.path": str(data),
+        "data.batch_size": "4",
+        "training.num_steps": "2",
+        "training.optimizer.warmup_steps": "1",
+        "training.log_every": "1",
+        "training.mesh.data": "1",
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return apply_overrides(load(name), overrides)
+
+
+def test_latents_are_normalised_and_hold_stills(encoded, autoencoder, footage):
+    manifest = records.read_manifest(encoded)
+    assert manifest.shapes == {"video": (5, 8, 8, 8), "images": (5, 8, 8, 8)}
+    assert manifest.splits["train"].count == 12 and manifest.fps == 15.0
+    source = records.RecordSource(encoded, "train")
+    video = np.stack([np.frombuffer(source[i]["video"], np.float32).reshape(5, 8, 8, 8) for i in range(12)])
+    np.testing.assert_allclose(video.mean((0, 1, 2, 3)), 0, atol=0.2)
+    np.testing.assert_allclose(video.std((0, 1, 2, 3)), 1, atol=0.2)
+    stills = np.frombuffer(source[3]["images"], np.float32).reshape(5, 8, 8, 8)
+    np.testing.assert_allclose(stills[0], video[3, 0], atol=1e-4)  # an image is the first frame of a video
+
+
+def test_latents_again_are_a_no_op_and_other_arguments_are_refused(encoded, autoencoder, footage, capsys):
+    latents.prepare(autoencoder, footage, encoded)
+    assert "already holds" in capsys.readouterr().out
+    with pytest.raises(records.DatasetError, match="other arguments"):
+        latents.prepare(autoencoder, footage, encoded, limit=4)
+
+
+def test_a_part_of_the_clips(autoencoder, footage, tmp_path):
+    manifest = latents.prepare(autoencoder, footage, tmp_path / "some", limit=5)
+    assert manifest.splits["train"].count == 5 and manifest.splits["heldout"].count == 4
+
+
+def test_workdir_generates(transformer, capsys):
+    pipeline = walt.load(transformer)
+    video = pipeline.generate("a game of boxing", num_frames=5, height=60, width=64, steps=2, seed=1)
+    assert video.shape == (5, 60, 64, 3) and video.dtype == np.uint8
+    assert "rounded up" in capsys.readouterr().out
+    np.testing.assert_array_equal(
+        video, pipeline.generate("a game of boxing", num_frames=5, height=60, width=64, steps=2, seed=1)
+    )
+
+
+def test_metrics_and_sample_videos_are_logged(transformer):
+    lines = [json.loads(line) for line in (transformer / "metrics.jsonl").read_text().splitlines()]
+    logged = set().union(*lines)
+    expected = {"loss", "learning_rate", "l2_grads", "l2_params", "l2_updates", "examples_per_second"}
+    assert expected <= logged and {"tokens_per_second", "model_flops_per_second", "heldout/loss"} <= logged
+    assert b"samples/videos" in b"".join(file.read_bytes() for file in (transformer / "tensorboard").iterdir())
+
+
+def test_resuming_with_another_model_is_refused_with_a_diff(transformer, encoded, autoencoder):
+    before = sorted((path, path.stat().st_mtime_ns) for path in transformer.rglob("*"))
+    changed = config("t2v/atari:mini", encoded, autoencoder_path=str(autoencoder), transformer__width="96")
+    with pytest.raises(ConfigError, match=r"transformer\.width: 192 -> 96"):
+        experiment.train(changed, transformer)
+    assert sorted((path, path.stat().st_mtime_ns) for path in transformer.rglob("*")) == before
+
+
+def test_latents_of_another_autoencoder_are_refused(encoded, autoencoder, footage, tmp_path):
+    other = tmp_path / "other"
+    experiment.train(config("autoencoder/atari:mini", footage, training__seed="5"), other)
+    with pytest.raises(records.DatasetError, match="encode the clips again"):
+        experiment.train(config("t2v/atari:mini", encoded, autoencoder_path=str(other)), tmp_path / "workdir")
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_starting_from_a_bundle_keeps_its_weights(autoencoder, footage, tmp_path):
+    base = experiment.parse(config("autoencoder/atari:mini", footage, training__optimizer__learning_rate="1e-12"))
+    tuned = dataclasses.replace(base, init_from=experiment.InitRules(str(autoencoder)))
+    experiment.train(to_config_dict(tuned), tmp_path / "tuned")
+    clip = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
+    ours, theirs = walt.load(tmp_path / "tuned"), walt.load(autoencoder)
+    assert np.abs(ours.reconstruct(clip).astype(int) - theirs.reconstruct(clip)).max() <= 1
+
+
+def test_progress_refuses_another_request_and_keeps_decisions(tmp_path):
+    progress = Progress(tmp_path, {"clips": 4, "games": ("a", "b")})
+    assert progress.decide("steps", lambda: 7) == 7
+    with progress.stage("one"):
+        pass
+    again = Progress(tmp_path, {"clips": 4, "games": ("a", "b")})
+    assert again.decide("steps", lambda: 9) == 7 and "one" in again.seconds
+    with pytest.raises(ConfigError, match="clips: 4 -> 5"):
+        Progress(tmp_path, {"clips": 5, "games": ("a", "b")})
