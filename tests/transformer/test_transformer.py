@@ -212,3 +212,15 @@ def test_parameter_names(small_config):
 def test_wrong_inputs_are_named(model, inputs, change, message):
     with pytest.raises(ValueError, match=message):
         model(**{**inputs, **change})
+
+
+def test_float64_throughout(run, inputs, small_transformer):
+    with jax.enable_x64(True):
+        exact = small_transformer(dtype="float64")
+        wide = {name: value.astype("float64") if value.dtype == "float32" else value for name, value in inputs.items()}
+        program = str(jax.make_jaxpr(lambda inputs: exact(**inputs))(wide))
+        narrow = [line for line in program.splitlines() if "f32[" in line.split("=")[0] and "dot_general" in line]
+        assert not narrow
+        out = apply(exact, wide)
+    assert out.dtype == np.float64
+    np.testing.assert_allclose(run(**inputs), out, atol=1e-4)

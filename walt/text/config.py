@@ -18,7 +18,7 @@ class TextEncoderConfig:
       vocab_size: entries of the token table; also the most pieces the tokenizer may learn.
       width, depth, heads, head_width, mlp_width: of the encoder.
       relative_buckets, relative_distance: of the bias on relative positions, which all layers share.
-      dtype: of the computation; norms and softmax are float32.
+      dtype: of the computation; norms and softmax are at least float32.
     """
 
     vocab_size: int = 256
@@ -29,7 +29,7 @@ class TextEncoderConfig:
     mlp_width: int = 256
     relative_buckets: int = 32
     relative_distance: int = 128
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["bfloat16", "float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "depth", "heads", "head_width", "mlp_width"):

@@ -31,14 +31,14 @@ class TextEncoder(nnx.Module):
         self.norm = RMSNorm(config.width)
 
     def __call__(self, ids: Int[Array, "n l"], mask: Bool[Array, "n l"]) -> Float[Array, "n l d"]:
-        """Embeddings in float32. Padded tokens (mask False) influence no other token."""
+        """Embeddings in at least float32. Padded tokens (mask False) influence no other token."""
         x = self.embedding[...][ids].astype(self.config.dtype)
         buckets = relative_buckets(ids.shape[1], self.config.relative_buckets, self.config.relative_distance)
         bias = self.relative_bias[...][buckets].transpose(2, 0, 1)[None]
-        scores = jnp.where(mask[:, None, None, :], bias, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(mask[:, None, None, :], bias, jnp.finfo(bias.dtype).min)
         for layer in self.layers:
             x = layer(x, scores)
-        return self.norm(x).astype(jnp.float32)
+        return at_least_float32(self.norm(x))
 
 
 class EncoderLayer(nnx.Module):
@@ -60,7 +60,7 @@ class EncoderLayer(nnx.Module):
     def __call__(self, x: Float[Array, "n l d"], bias: Float[Array, "#n h l l"]) -> Float[Array, "n l d"]:
         y = self.attention_norm(x)
         query, key, value = (self._split(layer(y)) for layer in (self.query, self.key, self.value))
-        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key, preferred_element_type=jnp.float32) + bias
+        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key, preferred_element_type=at_least_float32(x).dtype) + bias
         mixed = jnp.einsum("nhqk,nhkd->nhqd", jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
         x = x + self.out(mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
         y = self.mlp_norm(x)
@@ -90,9 +90,14 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "n l d"]) -> Float[Array, "n l d"]:
-        wide = x.astype(jnp.float32)
+        wide = at_least_float32(x)
         y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)
         return (y * self.scale[...]).astype(x.dtype)
+
+
+def at_least_float32(x: Array) -> Array:
+    """`x` in float32, or in its own dtype if that is wider (float64 equality tests)."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def relative_buckets(length: int, buckets: int, distance: int) -> Int[np.ndarray, "l l"]:

@@ -35,7 +35,7 @@ def attend(
 
 
 class WindowAttention(nnx.Module):
-    """Self-attention inside windows with relative position bias and QK-LayerNorm per head (W.A.L.T section 3.2)."""
+    """Self-attention inside windows with relative position bias and QK-LayerNorm per head."""
 
     def __init__(self, config: TransformerConfig, window: Size3, rngs: nnx.Rngs):
         self.heads, self.largest = config.heads, window

@@ -36,7 +36,7 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Window attention, cross-attention if there is text, MLP; each added to the residual stream (W.A.L.T figure 2)."""
+    """Window attention, cross-attention if there is text, MLP; each added to the residual stream."""
 
     def __init__(self, config: TransformerConfig, window: Size3, rngs: nnx.Rngs):
         self.modulation = LayerModulation(config, rngs)

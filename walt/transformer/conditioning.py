@@ -30,14 +30,14 @@ def sinusoidal_features(
 class Conditioning(nnx.Module):
     """Timestep (sinusoid and MLP) plus optional class embedding, one vector per latent frame; and the modulation map shared by all layers.
 
-    Runs in float32 whatever the compute dtype: it is small, and timesteps up to 1000 do not survive bfloat16.
+    Runs in at least float32 whatever the compute dtype: it is small, and timesteps up to 1000 do not survive bfloat16.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        width = config.width
+        width, dtype = config.width, config.wide_dtype
         self.num_classes = config.num_classes
-        self.timestep_in = Linear(TIMESTEP_FEATURES, width, rngs, initializer=small_normal)
-        self.timestep_out = Linear(width, width, rngs, initializer=small_normal)
+        self.timestep_in = Linear(TIMESTEP_FEATURES, width, rngs, dtype=dtype, initializer=small_normal)
+        self.timestep_out = Linear(width, width, rngs, dtype=dtype, initializer=small_normal)
         # The last row stands for "no class".
         self.class_table = (
             None
@@ -45,7 +45,9 @@ class Conditioning(nnx.Module):
             else nnx.Param(small_normal(rngs.params(), (config.num_classes + 1, width), jnp.float32))
         )
         self.modulation = (
-            None if config.adaln == "separate" else Linear(width, MODULATIONS * width, rngs, initializer=zeros)
+            None
+            if config.adaln == "separate"
+            else Linear(width, MODULATIONS * width, rngs, dtype=dtype, initializer=zeros)
         )
 
     def __call__(
@@ -69,19 +71,17 @@ class Conditioning(nnx.Module):
 
 
 class LayerModulation(nnx.Module):
-    """Shift, scale and gate of one layer: A_i = A_1 + W_b W_a (c + t) (W.A.L.T equation 8), or A_1 itself, or an own map.
+    """Shift, scale and gate of one layer: A_i = A_1 + W_b W_a (c + t) (W.A.L.T's AdaLN-LoRA), or A_1 itself, or an own map.
 
     Zero-initialised, gates included, so that every layer starts as the identity.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        width = config.width
-        self.own = Linear(width, MODULATIONS * width, rngs, initializer=zeros) if config.adaln == "separate" else None
-        low_rank = config.adaln == "lora"
-        self.down = Linear(width, config.lora_rank, rngs, bias=False) if low_rank else None
-        self.up = (
-            Linear(config.lora_rank, MODULATIONS * width, rngs, bias=False, initializer=zeros) if low_rank else None
-        )
+        width, rank, size, dtype = config.width, config.lora_rank, MODULATIONS * config.width, config.wide_dtype
+        separate, low_rank = config.adaln == "separate", config.adaln == "lora"
+        self.own = Linear(width, size, rngs, dtype=dtype, initializer=zeros) if separate else None
+        self.down = Linear(width, rank, rngs, dtype=dtype, bias=False) if low_rank else None
+        self.up = Linear(rank, size, rngs, dtype=dtype, bias=False, initializer=zeros) if low_rank else None
 
     def __call__(
         self, condition: Float[Array, "B F d"], shared: Float[Array, "B F m"] | None

@@ -21,7 +21,7 @@ class TransformerConfig:
         width, depth, heads: token width, number of layers (one layer = one attention + one MLP) and attention heads.
         patch: side of the square patch; a patch never spans frames.
         spatial_window: `(1, h, w)` in tokens; clipped to the token grid where larger.
-        spacetime_window: `(t, h, w)` in tokens; None makes every layer spatial (the ImageNet model, W.A.L.T section 4).
+        spacetime_window: `(t, h, w)` in tokens; None makes every layer spatial (the ImageNet model).
         adaln: "shared" (one map for all layers), "lora" (shared plus a low-rank term per layer) or "separate" (one map per layer).
         lora_rank: rank of the term of "lora".
         text_width: width of the text embeddings; None builds no cross-attention.
@@ -113,6 +113,11 @@ class TransformerConfig:
                 raise ConfigError(
                     f"transformer.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
+
+    @property
+    def wide_dtype(self) -> Literal["float32", "float64"]:
+        """Of the conditioning, which is small and holds timesteps up to 1000, too fine for bfloat16."""
+        return "float64" if self.dtype == "float64" else "float32"
 
     @property
     def grid(self) -> Size3:

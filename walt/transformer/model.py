@@ -33,7 +33,7 @@ class FinalLayer(nnx.Module):
     """AdaLN and a zero-initialised map to patches, as in DiT."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.modulation = Linear(config.width, 2 * config.width, rngs, initializer=zeros)
+        self.modulation = Linear(config.width, 2 * config.width, rngs, dtype=config.wide_dtype, initializer=zeros)
         self.projection = Linear(
             config.width, config.patch**2 * config.out_channels, rngs, dtype=config.dtype, initializer=zeros
         )
@@ -45,7 +45,7 @@ class FinalLayer(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """W.A.L.T's second stage (arXiv 2312.06662, section 3.2). Deterministic; keeps no random state."""
+    """W.A.L.T's second stage (arXiv 2312.06662). Deterministic; keeps no random state."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config

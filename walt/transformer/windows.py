@@ -1,6 +1,6 @@
 """Non-overlapping windows over the token grid, and the relative position bias within one.
 
-Windows are unshifted (W.A.L.T section 3.2). Where a window does not divide the grid, the last one of an axis is padded at its end and the padding masked
+Windows are unshifted (as in W.A.L.T). Where a window does not divide the grid, the last one of an axis is padded at its end and the padding masked
 as key, so the result equals dense attention restricted to tokens of the same window.
 """
 
