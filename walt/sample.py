@@ -1,6 +1,6 @@
 """Make videos from prompts.
 
-    walt sample --prompt="Breakout, the paddle moves left" --output=out.mp4
+    walt sample --prompt="a game of Freeway, the chicken moves up" --output=out.mp4
     walt sample --checkpoint=runs/t2v --prompt="..." --prompt="..." --output=sheet.png --seed=7
 
 The suffix of `--output` decides: .mp4, .webm and .gif are videos (one file per prompt, numbered if there are several),

@@ -34,7 +34,9 @@ def main(argv: Sequence[str]) -> None:
     config = walt.config.apply_overrides(walt.config.load(arguments.config), overrides)
 
     from walt import experiment  # imports jax: `walt train --help` and flag errors need not wait for it
+    from walt.parallel.mesh import initialize
 
+    initialize()
     experiment.train(config, arguments.workdir, profile=arguments.profile)
 
 

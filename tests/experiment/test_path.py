@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -51,7 +52,7 @@ def footage(tmp_path_factory):
 @pytest.fixture(scope="module")
 def autoencoder(footage):
     workdir = footage.parent / "autoencoder"
-    experiment.train(config("autoencoder/atari:mini", footage), workdir)
+    train(config("autoencoder/atari:mini", footage), workdir)
     return workdir
 
 
@@ -66,8 +67,13 @@ def encoded(footage, autoencoder):
 def transformer(encoded, autoencoder):
     workdir = encoded.parent / "transformer"
     extra = {"autoencoder_path": str(autoencoder), "samples_every": "2"}
-    experiment.train(config("t2v/atari:mini", encoded, **extra), workdir)
+    train(config("t2v/atari:mini", encoded, **extra), workdir)
     return workdir
+
+
+def train(resolved, workdir):
+    """On one device: eight simulated ones on two cores would take minutes, and the training room tests those."""
+    return experiment.train(resolved, workdir, devices=jax.devices()[:1])
 
 
 def config(name, data, **changes):
@@ -77,7 +83,6 @@ def config(name, data, **changes):
         "training.num_steps": "2",
         "training.optimizer.warmup_steps": "1",
         "training.log_every": "1",
-        "training.mesh.data": "1",
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     return apply_overrides(load(name), overrides)
@@ -129,22 +134,22 @@ def test_resuming_with_another_model_is_refused_with_a_diff(transformer, encoded
     before = sorted((path, path.stat().st_mtime_ns) for path in transformer.rglob("*"))
     changed = config("t2v/atari:mini", encoded, autoencoder_path=str(autoencoder), transformer__width="96")
     with pytest.raises(ConfigError, match=r"transformer\.width: 192 -> 96"):
-        experiment.train(changed, transformer)
+        train(changed, transformer)
     assert sorted((path, path.stat().st_mtime_ns) for path in transformer.rglob("*")) == before
 
 
 def test_latents_of_another_autoencoder_are_refused(encoded, autoencoder, footage, tmp_path):
     other = tmp_path / "other"
-    experiment.train(config("autoencoder/atari:mini", footage, training__seed="5"), other)
+    train(config("autoencoder/atari:mini", footage, training__seed="5"), other)
     with pytest.raises(records.DatasetError, match="encode the clips again"):
-        experiment.train(config("t2v/atari:mini", encoded, autoencoder_path=str(other)), tmp_path / "workdir")
+        train(config("t2v/atari:mini", encoded, autoencoder_path=str(other)), tmp_path / "workdir")
     assert not (tmp_path / "workdir").exists()
 
 
 def test_starting_from_a_bundle_keeps_its_weights(autoencoder, footage, tmp_path):
     base = experiment.parse(config("autoencoder/atari:mini", footage, training__optimizer__learning_rate="1e-12"))
     tuned = dataclasses.replace(base, init_from=experiment.InitRules(str(autoencoder)))
-    experiment.train(to_config_dict(tuned), tmp_path / "tuned")
+    train(to_config_dict(tuned), tmp_path / "tuned")
     clip = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
     ours, theirs = walt.load(tmp_path / "tuned"), walt.load(autoencoder)
     assert np.abs(ours.reconstruct(clip).astype(int) - theirs.reconstruct(clip)).max() <= 1

@@ -46,7 +46,7 @@ class DiffusionExperiment:
 
     Attributes:
       autoencoder_path: the bundle or workdir whose latents these are; its checksum must be the data set's.
-      vocab_size: size of the SentencePiece model that is trained on the captions of the data.
+      text: the encoder; a SentencePiece model of at most `vocab_size` pieces is trained on the captions of the data.
       samples_every: steps between sample videos; 0 makes none.
       sample_prompts: what to show in them; by default the first captions of the held-out split.
       init_from: start from a bundle's weights, with a fresh optimiser.

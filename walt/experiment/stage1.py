@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import islice
 
 import jax
@@ -22,7 +23,10 @@ MODEL_KEYS = ("autoencoder",)
 
 
 def train_autoencoder(
-    experiment: AutoencoderExperiment, workdir: epath.PathLike, profile: str | None = None
+    experiment: AutoencoderExperiment,
+    workdir: epath.PathLike,
+    profile: str | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """Trains, calibrates the latents with the averaged weights, and leaves a last checkpoint with both."""
     loader, task = clip_loader(experiment.data), autoencoder_task(experiment)
@@ -47,6 +51,7 @@ def train_autoencoder(
         initial_params=params,
         on_finish=calibrate,
         profile=profile,
+        devices=devices,
     )
 
 

@@ -26,10 +26,15 @@ from walt.training.loop import train
 from walt.training.state import TrainState
 from walt.training.task import Evaluator
 
-MODEL_KEYS = ("transformer", "text", "diffusion", "autoencoder_path", "vocab_size")
+MODEL_KEYS = ("transformer", "text", "diffusion", "autoencoder_path")
 
 
-def train_diffusion(experiment: DiffusionExperiment, workdir: epath.PathLike, profile: str | None = None) -> TrainState:
+def train_diffusion(
+    experiment: DiffusionExperiment,
+    workdir: epath.PathLike,
+    profile: str | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> TrainState:
     """Trains the tokenizer (once), then text encoder and transformer together."""
     autoencoder = open_bundle(experiment.autoencoder_path)
     _check_latents(experiment.data.path, autoencoder, experiment.autoencoder_path)
@@ -53,6 +58,7 @@ def train_diffusion(experiment: DiffusionExperiment, workdir: epath.PathLike, pr
         evaluators=_evaluators(experiment, task, tokenizer, autoencoder),
         initial_params=params,
         profile=profile,
+        devices=devices,
     )
 
 
