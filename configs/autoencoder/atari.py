@@ -4,7 +4,7 @@ A patchify stem of 4 and spatial-only convolutions above the latent grid keep it
 per clip of 17 frames. It is the class and the loss of the large ones.
 """
 
-from walt.autoencoder.config import AutoencoderConfig
+from walt.autoencoder.config import AutoencoderConfig, ReconstructionLossConfig
 from walt.config import ConfigError, to_config_dict
 from walt.data.loader import LoaderConfig
 from walt.experiment.config import AutoencoderExperiment
@@ -30,6 +30,7 @@ def get_config(variant: str = ""):
                 patchify=4,
                 groups=8,
             ),
+            loss=ReconstructionLossConfig(difference_weight=0.5, latent_noise=0.1),
             training=TrainingConfig(
                 num_steps=20 if short else 4500,
                 log_every=5 if short else 25,

@@ -87,6 +87,23 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class ReconstructionLossConfig:
-    """Weights of the stage-1 losses (MAGVIT-v2; all on pixels in [0, 1])."""
+    """Weights of the stage-1 losses, all on pixels in [0, 1].
+
+    Attributes:
+      mse_weight: of the mean squared error (MAGVIT-v2: 5).
+      difference_weight: of the mean absolute error of the differences between neighbouring frames [our choice]. Squared
+        error hardly sees a flicker of one grey level over a still background, but it is most of what moves there.
+      latent_noise: standard deviation of noise added to the latents that the decoder is trained on, relative to the spread
+        of each channel in a clip [our choice]. What a diffusion model samples is never quite what an encoder makes.
+      freeze_encoder: train the decoder alone; latents, and whatever was trained on them, stay valid.
+    """
 
     mse_weight: float = 5.0
+    difference_weight: float = 0.0
+    latent_noise: float = 0.0
+    freeze_encoder: bool = False
+
+    def __post_init__(self):
+        for name in ("mse_weight", "difference_weight", "latent_noise"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"loss.{name} must be 0 or more, got {getattr(self, name)}")

@@ -17,7 +17,12 @@ def reconstruction_loss(
     config: ReconstructionLossConfig, reconstruction: Float[Array, "b t h w 3"], video: Float[Array, "b t h w 3"]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """(loss, metrics) of reconstructions in [-1, 1]; the loss is the mean over rows, `psnr` the mean over rows of each clip's PSNR in dB."""
-    squared_error = jnp.square(to_unit(reconstruction) - to_unit(video)).mean(axis=(1, 2, 3, 4))
+    error = to_unit(reconstruction) - to_unit(video)
+    squared_error = jnp.square(error).mean(axis=(1, 2, 3, 4))
     mse = squared_error.mean()
+    metrics = {"mse": mse, "psnr": (-10.0 * jnp.log10(squared_error + 1e-10)).mean()}
     loss = config.mse_weight * mse
-    return loss, {"loss": loss, "mse": mse, "psnr": (-10.0 * jnp.log10(squared_error + 1e-10)).mean()}
+    if config.difference_weight and video.shape[1] > 1:
+        metrics["difference"] = jnp.abs(jnp.diff(error, axis=1)).mean()
+        loss = loss + config.difference_weight * metrics["difference"]
+    return loss, {"loss": loss, **metrics}

@@ -37,7 +37,7 @@ class AutoencoderTask:
         self, state: TrainState, batch: Batch, key: jax.Array
     ) -> tuple[dict[str, Tree], Tree, dict[str, jax.Array]]:
         def loss(params: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return self._evaluate(params, state.extra, batch)
+            return self._evaluate(params, state.extra, batch, key)
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params[GROUP])
         return {GROUP: gradients}, state.extra, metrics
@@ -58,9 +58,23 @@ class AutoencoderTask:
         cost: Any = forward.lower(self.model.abstract_params, self.model.abstract_extra, clip).cost_analysis()
         return RowCost(tokens=int(np.prod(self._latent_shape[:3])), flops=3.0 * cost["flops"])
 
-    def _evaluate(self, params: Tree, extra: Tree, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        video = to_float(batch["video"])
-        return reconstruction_loss(self._loss, reconstruct(self.model.bind(params, extra), video), video)
+    def _evaluate(
+        self, params: Tree, extra: Tree, batch: Batch, key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Without a key nothing is random: what evaluation sees."""
+        video, model = to_float(batch["video"]), self.model.bind(params, extra)
+        latents = model.encode_raw(video)
+        if self._loss.freeze_encoder:
+            latents = jax.lax.stop_gradient(latents)
+        if key is not None and self._loss.latent_noise:
+            latents = latents + self._loss.latent_noise * self._noise(latents, batch["row"], key)
+        return reconstruction_loss(self._loss, model.decode_raw(latents), video)
+
+    def _noise(self, latents: jax.Array, rows: jax.Array, key: jax.Array) -> jax.Array:
+        """Noise of a row's own key, as strong as each channel varies."""
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+        noise = jax.vmap(lambda row_key: jax.random.normal(row_key, latents.shape[1:]))(keys)
+        return noise * jax.lax.stop_gradient(latents).std(axis=(1, 2, 3), keepdims=True)
 
 
 def latent_statistics(model: Functional[Autoencoder], params: Tree, clips: Iterable[np.ndarray]) -> Tree:

@@ -38,6 +38,11 @@ class AutoencoderExperiment:
 
     def __post_init__(self) -> None:
         _check_positive(self, "heldout_every", "calibration_clips")
+        if self.loss.freeze_encoder and (self.init_from is None or self.training.ema_decay is not None):
+            raise ConfigError(
+                "loss.freeze_encoder needs init_from, for an encoder to keep, and training.ema_decay=None, since averaging "
+                "would round its weights"
+            )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from walt.autoencoder.config import AutoencoderConfig
 from walt.config import ConfigError, from_config_dict
 from walt.data import media, records
-from walt.experiment.weights import weights_checksum
+from walt.experiment.weights import encoder_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_bundle
 
@@ -42,7 +42,7 @@ def prepare(
     if not np.any(component.extra["latent_mean"]):
         raise ConfigError(f"the autoencoder in {autoencoder} has no latent statistics yet: let its training finish")
     shards = [shard.sha256 for split in source.splits.values() for shard in split.shards]
-    request = {"autoencoder": weights_checksum(component), "input": shards, "stills": STILLS, "limit": limit}
+    request = {"autoencoder": encoder_checksum(component), "input": shards, "stills": STILLS, "limit": limit}
     finished = records.already_prepared(output, "latents", request)
     if finished is not None:
         print(f"{output} already holds these latents ({finished.splits['train'].count} training clips).")

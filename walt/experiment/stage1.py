@@ -15,6 +15,7 @@ from walt.data.loader import ClipLoader, LoaderConfig
 from walt.data.records import read_manifest
 from walt.experiment.config import AutoencoderExperiment
 from walt.experiment.weights import initial_weights
+from walt.generation.sources import open_bundle
 from walt.training.heldout import HeldOut
 from walt.training.loop import train
 from walt.training.state import TrainState
@@ -28,7 +29,10 @@ def train_autoencoder(
     profile: str | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
-    """Trains, calibrates the latents with the averaged weights, and leaves a last checkpoint with both."""
+    """Trains, calibrates the latents with the averaged weights, and leaves a last checkpoint with both.
+
+    With a frozen encoder the statistics of the bundle it came from stay as they are.
+    """
     loader, task = clip_loader(experiment.data), autoencoder_task(experiment)
 
     def calibrate(state: TrainState) -> TrainState:
@@ -36,10 +40,11 @@ def train_autoencoder(
         clips = (batch["video"] for batch in islice(loader.batches(0), batches))
         return dataclasses.replace(state, extra=latent_statistics(task.model, state.averaged_params()[GROUP], clips))
 
-    params = None
+    params = extra = None
     if experiment.init_from is not None:
         fresh, _ = task.model.init(jax.random.key(experiment.training.seed))
         params = {GROUP: initial_weights(experiment.init_from, {"autoencoder": fresh})["autoencoder"]}
+        extra = open_bundle(experiment.init_from.path).components["autoencoder"].extra
     return train(
         task,
         loader,
@@ -49,7 +54,8 @@ def train_autoencoder(
         model_keys=MODEL_KEYS,
         evaluators=_heldout_evaluators(task, experiment),
         initial_params=params,
-        on_finish=calibrate,
+        initial_extra=extra,
+        on_finish=None if experiment.loss.freeze_encoder else calibrate,
         profile=profile,
         devices=devices,
     )

@@ -16,7 +16,7 @@ from walt.data.loader import LatentLoader
 from walt.data.records import DatasetError, RecordSource, read_manifest
 from walt.diffusion.task import DiffusionTask
 from walt.experiment.config import DiffusionExperiment
-from walt.experiment.weights import initial_weights, weights_checksum
+from walt.experiment.weights import encoder_checksum, initial_weights
 from walt.generation.bundle import TOKENIZER, Bundle, Component
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_bundle
@@ -65,7 +65,7 @@ def train_diffusion(
 def _check_latents(path: str, autoencoder: Bundle, autoencoder_path: str) -> None:
     """Raises `DatasetError` unless the latents come from exactly these weights and statistics."""
     stored = read_manifest(path).extra.get("autoencoder")
-    present = weights_checksum(autoencoder.components["autoencoder"])
+    present = encoder_checksum(autoencoder.components["autoencoder"])
     if stored != present:
         raise DatasetError(
             f"{path} was encoded by an autoencoder with checksum {str(stored)[:12]}, but {autoencoder_path} has {present[:12]}; "

@@ -26,10 +26,10 @@ def initial_weights(rules: InitRules, fresh: Mapping[str, Tree]) -> dict[str, Tr
     return params
 
 
-def weights_checksum(component: Component) -> str:
-    """SHA-256 over names and float32 values of all arrays, statistics included."""
+def encoder_checksum(autoencoder: Component) -> str:
+    """SHA-256 over all that latents depend on: names and float32 values of the encoder's arrays and the statistics."""
     digest = hashlib.sha256()
-    for name, array in flatten({"params": component.params, "extra": component.extra}).items():
+    for name, array in flatten({"encoder": autoencoder.params["encoder"], "extra": autoencoder.extra}).items():
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(array, np.float32).tobytes())
     return digest.hexdigest()
