@@ -27,6 +27,29 @@ TINY = AutoencoderConfig(
 )
 
 
+def test_difference_loss_sees_flicker_and_not_an_offset():
+    config = ReconstructionLossConfig(mse_weight=0.0, difference_weight=2.0)
+    video = jnp.zeros((1, 3, 2, 2, 3))
+    assert float(reconstruction_loss(config, video + 0.4, video)[0]) == 0.0
+    flicker = video.at[:, 1].add(0.2)  # 0.1 on the [0, 1] scale, up and down again
+    assert float(reconstruction_loss(config, flicker, video)[0]) == pytest.approx(2.0 * 0.1, rel=1e-5)
+
+
+def test_frozen_encoder_and_latent_noise():
+    loss = ReconstructionLossConfig(latent_noise=0.5, freeze_encoder=True)
+    task = AutoencoderTask(TINY, loss, (5, 16, 16))
+    params, extra = task.init(jax.random.key(0))
+    state = dataclasses.make_dataclass("State", ["params", "extra"])(params, extra)
+    batch = {"video": jnp.asarray(clips()), "row": jnp.arange(4)}
+    grads, _, metrics = task.gradients(state, batch, jax.random.key(1))
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads[GROUP]["encoder"]))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads[GROUP]["decoder"]))
+    other = task.gradients(state, batch, jax.random.key(2))[2]
+    assert float(other["loss"]) != float(metrics["loss"])
+    evaluated = [float(task.eval_step(params, extra, batch, jax.random.key(k))["loss"]) for k in (1, 2)]
+    assert evaluated[0] == evaluated[1]
+
+
 @pytest.fixture(scope="module")
 def task():
     return AutoencoderTask(TINY, ReconstructionLossConfig(), (5, 16, 16))
