@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from walt.transformer.config import Size3, TransformerConfig
-from walt.transformer.layers import Linear, ScaleNorm, at_least_float32, zeros
+from walt.transformer.layers import Initializer, Linear, NormScale, at_least_float32, layer_norm, xavier, zeros
 from walt.transformer.windows import RelativePositionBias, Windows
 
 
@@ -34,18 +37,43 @@ def attend(
     return jnp.einsum("bhwqk,bhwkd->bhwqd", weights, value)
 
 
-class WindowAttention(nnx.Module):
-    """Self-attention inside windows with relative position bias and QK-LayerNorm per head."""
+class Attention(nnx.Module):
+    """What both kinds of attention share: four projections, and LayerNorm of queries and keys per head, with scale."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, *, out_initializer: Initializer = xavier):
+        width, head_width = config.width, config.width // config.heads
+        self.heads = config.heads
+        self.query = Linear(width, width, rngs, dtype=config.dtype)
+        self.key = Linear(width, width, rngs, dtype=config.dtype)
+        self.value = Linear(width, width, rngs, dtype=config.dtype)
+        self.out = Linear(width, width, rngs, dtype=config.dtype, initializer=out_initializer)
+        self.query_norm = NormScale(head_width) if config.qk_norm else None
+        self.key_norm = NormScale(head_width) if config.qk_norm else None
+
+    def queries(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Normalised and scaled. Both learned scales and 1/sqrt(head width) act here, since (q·s)ᵀ(k·r) = (q·s·r)ᵀk and there are fewer queries."""
+        wide, dtype = self._by_head(self.query(x)), self.query.dtype
+        scale: Array | float = wide.shape[-1] ** -0.5
+        if self.query_norm is not None and self.key_norm is not None:
+            wide = layer_norm(wide)
+            scale = scale * self.query_norm.scale[...] * self.key_norm.scale[...]
+        return (wide * scale).astype(dtype).reshape(x.shape)
+
+    def keys(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Normalised; for their scale see `queries`."""
+        key = self.key(x)
+        return key if self.key_norm is None else layer_norm(self._by_head(key)).astype(key.dtype).reshape(x.shape)
+
+    def _by_head(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
+        return at_least_float32(x).reshape(*x.shape[:-1], self.heads, -1)
+
+
+class WindowAttention(Attention):
+    """Self-attention inside windows, with relative position bias."""
 
     def __init__(self, config: TransformerConfig, window: Size3, rngs: nnx.Rngs):
-        self.heads, self.largest = config.heads, window
-        width, dtype = config.width, config.dtype
-        self.query = Linear(width, width, rngs, dtype=dtype)
-        self.key = Linear(width, width, rngs, dtype=dtype)
-        self.value = Linear(width, width, rngs, dtype=dtype)
-        self.out = Linear(width, width, rngs, dtype=dtype)
-        self.query_norm = ScaleNorm(width // config.heads) if config.qk_norm else None
-        self.key_norm = ScaleNorm(width // config.heads) if config.qk_norm else None
+        super().__init__(config, rngs)
+        self.largest = window
         self.relative_bias = RelativePositionBias(window, config.heads, rngs)
 
     def __call__(
@@ -53,9 +81,7 @@ class WindowAttention(nnx.Module):
     ) -> Float[Array, "B T H W d"]:
         """Rows where `identity` is True attend to nothing but themselves: every token's output is its own value, projected."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
-        query = scaled(normed(windows.split(self.query(x), self.heads), self.query_norm))
-        key = normed(windows.split(self.key(x), self.heads), self.key_norm)
-        value = windows.split(self.value(x), self.heads)
+        query, key, value = (windows.split(y, self.heads) for y in (self.queries(x), self.keys(x), self.value(x)))
         real = windows.token_mask()
         mask = None if real is None else jnp.asarray(real)[None, None, :, None, :]
         mixed = attend(query, key, value, bias=self.relative_bias(windows.window)[None, :, None], mask=mask)
@@ -64,49 +90,35 @@ class WindowAttention(nnx.Module):
         return self.out(windows.merge(mixed))
 
 
-class CrossAttention(nnx.Module):
+class CrossAttention(Attention):
     """Tokens attend to the tokens of their own spatial window and to their frame's caption, through one key and one value map for both.
 
     No relative bias (choice). The output map starts at zero, so that the layer starts as the identity (choice; this attention has no gate).
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.heads, self.largest = config.heads, config.spatial_window
-        width, dtype = config.width, config.dtype
-        self.query = Linear(width, width, rngs, dtype=dtype)
-        self.key = Linear(width, width, rngs, dtype=dtype)
-        self.value = Linear(width, width, rngs, dtype=dtype)
-        self.out = Linear(width, width, rngs, dtype=dtype, initializer=zeros)
-        self.query_norm = ScaleNorm(width // config.heads) if config.qk_norm else None
-        self.key_norm = ScaleNorm(width // config.heads) if config.qk_norm else None
+        super().__init__(config, rngs, out_initializer=zeros)
+        self.largest = config.spatial_window
 
     def __call__(
         self, x: Float[Array, "B T H W d"], text: Float[Array, "B G L d"], text_mask: Bool[Array, "B G L"]
     ) -> Float[Array, "B T H W d"]:
         """`G` is 1 (one caption for the row) or T (one per frame); `text_mask` is True on real text tokens."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
-        repeats = windows.counts[0] * windows.counts[1] * windows.counts[2] // text.shape[1]
-        query = scaled(normed(windows.split(self.query(x), self.heads), self.query_norm))
-        key, value = (self._with_text(layer, windows, x, text, repeats) for layer in (self.key, self.value))
-        key = normed(key, self.key_norm)
-        padding = windows.token_mask()
-        real = jnp.ones((query.shape[2], windows.tokens), bool) if padding is None else jnp.asarray(padding)
+        # Windows are in order of frames, so a caption serves this many consecutive ones.
+        repeats = math.prod(windows.counts) // text.shape[1]
+        query = windows.split(self.queries(x), self.heads)
+        key, value = (self._with_text(layer, windows, x, text, repeats) for layer in (self.keys, self.value))
+        real = windows.token_mask()
+        seen_tokens = jnp.broadcast_to(True if real is None else real, (*x.shape[:1], *query.shape[2:4]))
         seen_text = jnp.repeat(text_mask, repeats, axis=1)
-        seen_tokens = jnp.broadcast_to(real[None], (x.shape[0], *real.shape))
         mask = jnp.concatenate([seen_tokens, seen_text], axis=-1)[:, None, :, None, :]
         return self.out(windows.merge(attend(query, key, value, mask=mask)))
 
-    def _with_text(self, layer: Linear, windows: Windows, x: Array, text: Array, repeats: int) -> Array:
-        """`layer` of the tokens of every window followed by `layer` of its caption, heads first."""
-        batch, captions, length, width = text.shape
-        words = layer(text).reshape(batch, captions, length, self.heads, width // self.heads).transpose(0, 3, 1, 2, 4)
-        return jnp.concatenate([windows.split(layer(x), self.heads), jnp.repeat(words, repeats, axis=2)], axis=-2)
-
-
-def normed(x: Array, norm: ScaleNorm | None) -> Array:
-    return x if norm is None else norm(x)
-
-
-def scaled(query: Array) -> Array:
-    """The usual 1/sqrt(head width), on the queries because they are smaller than the scores."""
-    return (at_least_float32(query) * query.shape[-1] ** -0.5).astype(query.dtype)
+    def _with_text(
+        self, project: Callable[[Array], Array], windows: Windows, x: Array, text: Array, repeats: int
+    ) -> Float[Array, "B heads windows k head_width"]:
+        """The projected tokens of every window followed by those of its caption, heads first."""
+        words = project(text)
+        words = words.reshape(*words.shape[:-1], self.heads, -1).transpose(0, 3, 1, 2, 4)
+        return jnp.concatenate([windows.split(project(x), self.heads), jnp.repeat(words, repeats, axis=2)], axis=-2)

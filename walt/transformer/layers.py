@@ -45,27 +45,20 @@ class Linear(nnx.Module):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-class ScaleNorm(nnx.Module):
-    """LayerNorm over the last axis with a learned scale and no offset."""
+class NormScale(nnx.Module):
+    """The learned scale of a LayerNorm without offset."""
 
     def __init__(self, features: int):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
 
-    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        wide = at_least_float32(x)
-        return (_normalize(wide) * self.scale[...].astype(wide.dtype)).astype(x.dtype)
-
 
 def layer_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     """LayerNorm over the last axis without parameters (they come from the conditioning), eps 1e-6."""
-    return _normalize(at_least_float32(x)).astype(x.dtype)
+    wide = at_least_float32(x)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def at_least_float32(x: Array) -> Array:
     """`x` in float32, or in its own dtype if that is wider (float64 equality tests)."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _normalize(x: Array) -> Array:
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)
