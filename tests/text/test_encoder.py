@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,3 +51,17 @@ def test_t5_xl_has_its_published_size():
 def test_bad_config():
     with pytest.raises(ConfigError, match="relative_buckets"):
         TextEncoderConfig(relative_buckets=5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.05), ("float64", 1e-5)])
+def test_other_dtypes_stay_close_to_float32(dtype, tolerance):
+    exact_model, other = (
+        Functional(lambda rngs, d=d: TextEncoder(dataclasses.replace(SMALL, dtype=d), rngs)) for d in ("float32", dtype)
+    )
+    params, extra = exact_model.init(jax.random.key(0))
+    ids, mask = jnp.array([[5, 6, 7, 1]]), jnp.ones((1, 4), bool)
+    exact = np.asarray(exact_model.bind(params, extra)(ids, mask))
+    with jax.enable_x64(dtype == "float64"):
+        out = np.asarray(other.bind(params, extra)(ids, mask))
+    assert out.dtype == ("float64" if dtype == "float64" else "float32")
+    assert np.linalg.norm(out - exact) < tolerance * np.linalg.norm(exact)
