@@ -36,6 +36,7 @@ def get_config(variant: str = ""):
                 spacetime_window=(5, 4, 4),
                 text_width=128,
                 self_conditioning=False,
+                remat="dots",
             ),
             text=TextEncoderConfig(vocab_size=256, width=128, depth=1, heads=4, head_width=32, mlp_width=256),
             diffusion=DiffusionConfig(self_conditioning_rate=0.0, caption_length=CAPTION_LENGTH),
