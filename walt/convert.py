@@ -31,7 +31,10 @@ class Arguments:
     weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
     dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
     footage: str | None = command.flag("For card: prepared clips with a held-out split.", default=None)
-    card: str | None = command.flag("JSON file whose entries are added to the bundle's card.", default=None)
+    card: str | None = command.flag(
+        "JSON file whose entries are added to the bundle's card; its list `licences` becomes the bundle's.",
+        default=None,
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,7 +51,8 @@ def main(argv: Sequence[str]) -> None:
     from walt.generation.sources import open_bundle
 
     bundle = open_bundle(arguments.workdir, arguments.weights)  # type: ignore[arg-type]
-    bundle = dataclasses.replace(bundle, card={**bundle.card, **card})
+    licences = tuple(card.pop("licences", bundle.licences))
+    bundle = dataclasses.replace(bundle, card={**bundle.card, **card}, licences=licences)
     bundles.write_bundle(bundle, arguments.output, arguments.dtype)  # type: ignore[arg-type]
     size = sum(file.stat().length for file in epath.Path(arguments.output).iterdir())
     print(f"wrote {arguments.output}: {', '.join(bundle.components)}, {arguments.dtype}, {size / 1e6:.1f} MB")
