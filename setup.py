@@ -32,7 +32,7 @@ REPORT = ["matplotlib>=3.9", "jinja2>=3.1", "scikit-learn>=1.6"]
 TFDS = ["tensorflow-datasets==4.9.10"]
 # Formatters, linters and type checkers change their minds between versions: the suite pins them.
 CHECKS = ["ruff==0.17.6", "mypy==2.4.1", "import-linter>=2.5"]
-TEST = ["pytest>=9.0", "hypothesis>=6.130", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+TEST = ["pytest>=9.0", "pytest-xdist>=3.6", "hypothesis>=6.130", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 
 # The shipped configs are the folder configs/ of the repository, installed as walt/_configs.
 CONFIGS = {"walt._configs": "configs"} if (ROOT / "configs").is_dir() else {}

@@ -39,7 +39,7 @@ class LatentsConfig:
 def prepare(config: LatentsConfig) -> None:
     """Encodes the clips of a data set; the job needs models, so it lives in walt.experiment, which imports jax."""
     latents = importlib.import_module("walt.experiment.latents")
-    latents.prepare(config.autoencoder, config.input, config.output, config.limit)
+    latents.prepare(**vars(config))
 
 
 def main(argv: Sequence[str]) -> None:
