@@ -138,6 +138,7 @@ def test_resuming_with_another_model_is_refused_with_a_diff(transformer, encoded
     assert sorted((path, path.stat().st_mtime_ns) for path in transformer.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_latents_of_another_autoencoder_are_refused(encoded, autoencoder, footage, tmp_path):
     other = tmp_path / "other"
     train(config("autoencoder/atari:mini", footage, training__seed="5"), other)
@@ -146,6 +147,7 @@ def test_latents_of_another_autoencoder_are_refused(encoded, autoencoder, footag
     assert not (tmp_path / "workdir").exists()
 
 
+@pytest.mark.slow
 def test_starting_from_a_bundle_keeps_its_weights(autoencoder, footage, tmp_path):
     base = experiment.parse(config("autoencoder/atari:mini", footage, training__optimizer__learning_rate="1e-12"))
     tuned = dataclasses.replace(base, init_from=experiment.InitRules(str(autoencoder)))

@@ -100,6 +100,7 @@ def test_every_parameter_has_a_gradient(task):
     assert not dead
 
 
+@pytest.mark.slow
 def test_training_learns_and_ends_calibrated(task, tmp_path):
     config = TrainingConfig(
         num_steps=30,
