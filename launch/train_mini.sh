@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Trains the bundle that ships with the package (walt/_bundles/mini): footage, autoencoder, latents, transformer, export.
-# Takes a few hours on two cores and may be stopped and started at any time: finished steps are kept, training continues
+# Takes about two hours on two cores and may be stopped and started at any time: finished steps are kept, training continues
 # from its last checkpoint. Usage: launch/train_mini.sh [RUN_FOLDER [CLIPS]]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-RUN="${1:-runs/mini}" CLIPS="${2:-4000}"
+RUN="${1:-runs/mini}" CLIPS="${2:-8000}"
 make_environment .venv demo,report
 walt() { .venv/bin/python -m walt.cli "$@"; }
 

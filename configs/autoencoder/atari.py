@@ -30,9 +30,9 @@ def get_config(variant: str = ""):
                 patchify=4,
                 groups=8,
             ),
-            loss=ReconstructionLossConfig(difference_weight=0.5, latent_noise=0.1),
+            loss=ReconstructionLossConfig(motion_weight=4.0, difference_weight=0.5, latent_noise=0.1),
             training=TrainingConfig(
-                num_steps=20 if short else 4500,
+                num_steps=20 if short else 3000,
                 log_every=5 if short else 25,
                 checkpoint_every=250,
                 keep_checkpoints=2,

@@ -42,7 +42,7 @@ def get_config(variant: str = ""):
             diffusion=DiffusionConfig(self_conditioning_rate=0.0, caption_length=CAPTION_LENGTH),
             sampler=SamplerConfig(steps=25, guidance=2.0),
             training=TrainingConfig(
-                num_steps=20 if short else 4000,
+                num_steps=20 if short else 4500,
                 log_every=5 if short else 25,
                 checkpoint_every=250,
                 keep_checkpoints=2,

@@ -35,6 +35,22 @@ def test_difference_loss_sees_flicker_and_not_an_offset():
     assert float(reconstruction_loss(config, flicker, video)[0]) == pytest.approx(2.0 * 0.1, rel=1e-5)
 
 
+def test_motion_weight_counts_errors_of_moving_pixels_more():
+    video = jnp.zeros((1, 4, 2, 2, 3)).at[:, ::2, 0, 0].set(1.0)  # one pixel of four moves
+    plain, weighted = (
+        ReconstructionLossConfig(mse_weight=1.0),
+        ReconstructionLossConfig(mse_weight=1.0, motion_weight=3.0),
+    )
+    for pixel, factor in ((0, 4.0), (1, 1.0)):
+        wrong = video.at[:, :, pixel, pixel].add(0.2)
+        base, metrics = reconstruction_loss(plain, wrong, video)
+        loss, weighted_metrics = reconstruction_loss(weighted, wrong, video)
+        assert float(loss) == pytest.approx(factor * float(base), rel=1e-5)
+        assert float(metrics["psnr"]) == float(weighted_metrics["psnr"])
+    still = jnp.zeros((2, 1, 2, 2, 3))
+    assert float(reconstruction_loss(weighted, still + 0.2, still)[0]) == pytest.approx(0.01, rel=1e-5)
+
+
 def test_frozen_encoder_and_latent_noise():
     loss = ReconstructionLossConfig(latent_noise=0.5, freeze_encoder=True)
     task = AutoencoderTask(TINY, loss, (5, 16, 16))
