@@ -151,13 +151,22 @@ def test_overrides_are_read_as_the_type_they_replace():
     assert config.apply_overrides(base, {"inner.name": "None"}).inner.name is None
 
 
+def test_an_override_switches_an_absent_section_on():
+    base = config.to_config_dict(Outer((1, 2, 3)))
+    changed = config.apply_overrides(base, {"optional.width": "3", "optional.name": "adam"})
+    assert config.from_config_dict(Outer, changed).optional == Inner(3, name="adam")
+    assert base.optional is None
+    with pytest.raises(ConfigError, match=r"unknown config key 'optional.widht'; did you mean 'optional.width'\?"):
+        config.from_config_dict(Outer, config.apply_overrides(base, {"optional.widht": "3"}))
+
+
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
         ("inner.widht", "3", "unknown config key 'inner.widht'; did you mean 'inner.width'?"),
         ("innr.width", "3", "unknown config key 'innr'; did you mean 'inner'?"),
         ("inner", "3", "config key 'inner' is a section; set one of its keys: "),
-        ("optional.width", "3", "config key 'optional.width' does not exist: 'optional' is None, not a section"),
+        ("flag.width", "3", "config key 'flag.width' does not exist: 'flag' is False, not a section"),
         ("inner.width", "3.5", "inner.width must be an int, got '3.5'"),
         ("inner.width", "many", "inner.width must be an int, got 'many'"),
         ("inner.rate", "fast", "inner.rate must be a float, got 'fast'"),

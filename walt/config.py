@@ -219,24 +219,34 @@ def _locate(name_or_path: str) -> tuple[Path, str]:
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
     """A copy of `config` with dotted keys set from text, as in `{"training.num_steps": "100"}`.
 
-    The text is read as the type of the value it replaces (a tuple as `1,2,3`; `None` is always None). An unknown key
-    raises `ConfigError` with the nearest valid one.
+    The text is read as the type of the value it replaces (a tuple as `1,2,3`; `None` is always None). A section that is
+    None is switched on by setting one of its keys. An unknown key raises `ConfigError` with the nearest valid one.
     """
     config = ConfigDict(_plain(config))
+    opened = set()  # optional sections that were None; what they may hold is checked when the config is parsed
     for dotted, text in overrides.items():
         *sections, last = dotted.split(".")
         node, path = config, ""
-        for key in [*sections, last]:
-            if not isinstance(node, ConfigDict):
-                raise ConfigError(f"config key {dotted!r} does not exist: {path!r} is {node!r}, not a section")
-            if key not in node:
-                raise ConfigError(f"unknown config key {_join(path, key)!r}{nearest(key, node.keys(), prefix=path)}")
-            parent, node, path = node, node[key], _join(path, key)
-        if isinstance(node, ConfigDict):
-            raise ConfigError(f"config key {dotted!r} is a section; set one of its keys: {', '.join(node.keys())}")
-        with parent.ignore_type():
-            parent[last] = _parse(text, node, dotted)
+        for key in sections:
+            parent, node, path = node, _child(node, key, path, dotted), _join(path, key)
+            if node is None:
+                opened.add(path)
+                with parent.ignore_type():
+                    node = parent[key] = ConfigDict()
+        current = node.get(last) if path in opened else _child(node, last, path, dotted)
+        if isinstance(current, ConfigDict):
+            raise ConfigError(f"config key {dotted!r} is a section; set one of its keys: {', '.join(current.keys())}")
+        with node.ignore_type():
+            node[last] = _parse(text, current, dotted)
     return config
+
+
+def _child(node: Any, key: str, path: str, dotted: str) -> Any:
+    if not isinstance(node, ConfigDict):
+        raise ConfigError(f"config key {dotted!r} does not exist: {path!r} is {node!r}, not a section")
+    if key not in node:
+        raise ConfigError(f"unknown config key {_join(path, key)!r}{nearest(key, node.keys(), prefix=path)}")
+    return node[key]
 
 
 def _parse(text: str, current: Any, path: str) -> Any:
@@ -244,9 +254,10 @@ def _parse(text: str, current: Any, path: str) -> Any:
         return None
     if isinstance(current, str):
         return text
-    if isinstance(current, bool):
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{path} must be true or false, got {text!r}")
+    is_bool = text.lower() in ("true", "false")
+    if isinstance(current, bool) and not is_bool:
+        raise ConfigError(f"{path} must be true or false, got {text!r}")
+    if is_bool and (current is None or isinstance(current, bool)):
         return text.lower() == "true"
     try:
         value = ast.literal_eval(text)

@@ -65,31 +65,6 @@ def test_side_by_side_keeps_order_and_shape():
         figures.side_by_side([left, right[:1]])
 
 
-def test_metrics_of_a_running_job_are_read_up_to_the_unfinished_line(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text('{"step": 1, "loss": 2.0}\n\n{"step": 2, "loss": null}\n{"step": 3, "lo')
-    records = figures.read_metrics(file)
-    assert [record["step"] for record in records] == [1, 2]
-    steps, values = figures.series(records, "loss")
-    assert steps.tolist() == [1] and values.tolist() == [2.0]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [('{"step": 1}\noops\n{"step": 2}\n', "line 2: not a JSON record"), ("[1]\n", "line 1: .* JSON object")],
-)
-def test_a_damaged_metrics_file_is_named_with_its_line(tmp_path, text, words):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=f"metrics.jsonl, {words}"):
-        figures.read_metrics(file)
-
-
-def test_a_missing_metrics_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no metrics file at .*nowhere\.jsonl"):
-        figures.read_metrics(tmp_path / "nowhere.jsonl")
-
-
 def test_a_repeated_step_counts_once_with_its_later_value():
     records = [
         {"step": 2, "loss": 5.0},

@@ -2,6 +2,7 @@ import io
 import json
 
 import numpy as np
+import pytest
 from PIL import Image, ImageSequence
 
 from walt.training.metrics import MetricLog, read_metrics, video_summary
@@ -17,6 +18,20 @@ def test_lines_of_later_steps_and_a_torn_line_are_removed(tmp_path):
     records = read_metrics(tmp_path)
     assert [(record["step"], record["loss"]) for record in records] == [(2, 1.0), (4, 0.5), (6, 0.25)]
     assert log.has(4, "loss") and log.has(6, "loss") and not log.has(5, "loss")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"step": 1}\noops\n{"step": 2}\n', "line 2: not a JSON record"),
+        ("[1]\n", "line 1: .* JSON object"),
+        ('{"loss": 1}\n', "line 1: .* with a step"),
+    ],
+)
+def test_a_damaged_log_is_named_with_its_line(tmp_path, text, words):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=f"metrics.jsonl, {words}"):
+        read_metrics(tmp_path)
 
 
 def test_opening_the_log_changes_nothing(tmp_path):

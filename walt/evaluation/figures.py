@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,32 +15,6 @@ from PIL import Image
 from walt.evaluation.clips import EvaluationError, check_videos
 
 _LINE, _FAINT, _TEXT = "#2563eb", "#93b4f5", "#6b7280"
-
-
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl file in file order; a last line that is still being written is left out.
-
-    Raises `EvaluationError` naming file and line for any other line that is no JSON object, and for a missing file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise EvaluationError(f"there is no metrics file at {path}")
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines) and not text.endswith("\n"):
-                break
-            raise EvaluationError(f"{path}, line {number}: not a JSON record ({error})") from error
-        if not isinstance(record, dict):
-            raise EvaluationError(f"{path}, line {number}: a metrics record must be a JSON object")
-        records.append(record)
-    return records
 
 
 def series(records: Sequence[Mapping[str, Any]], name: str, step: str = "step") -> tuple[np.ndarray, np.ndarray]:

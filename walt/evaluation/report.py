@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Report:
     title, summary: headline and a sentence or two below it.
     result: the figures; its nearest clips are shown beside `generated`, so both must have one order.
     bars: figures with what they must reach (`atari_mini_bars(result)`).
-    metrics: title of a training stage -> its metrics.jsonl; stages whose file does not exist are left out.
+    metrics: title of a training stage -> the records of its log, each with a `step`; stages without any are left out.
     heldout, reconstructions: real clips and what the first stage makes of them (uint8, one shape); one clip per label is shown.
     generated: samples with their prompts.
     fps: frames per second at which the videos are shown.
@@ -67,7 +67,7 @@ class Report:
     summary: str = ""
     result: EvaluationResult | None = None
     bars: tuple[Bar, ...] = ()
-    metrics: Mapping[str, Path | str] = field(default_factory=dict)
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     heldout: Clips | None = None
     reconstructions: UInt8[np.ndarray, "n t h w 3"] | None = None
     generated: Clips | None = None
@@ -142,10 +142,7 @@ def _template() -> Any:
 
 def _stages(report: Report) -> list[dict[str, Any]]:
     stages = []
-    for name, path in report.metrics.items():
-        if not Path(path).is_file():
-            continue
-        records = figures.read_metrics(path)
+    for name, records in report.metrics.items():
         found = [(metric, *figures.series(records, metric)) for metric in _curve_names(records)]
         curves = [
             {
@@ -160,7 +157,7 @@ def _stages(report: Report) -> list[dict[str, Any]]:
     return stages
 
 
-def _curve_names(records: list[dict[str, Any]]) -> list[str]:
+def _curve_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
     names = sorted({name for record in records for name in record})
 
     def rank(name: str) -> int | None:

@@ -7,11 +7,11 @@ from typing import Any
 
 from walt.data.records import read_manifest
 from walt.evaluation import describe_environment, evaluate_clips
-from walt.evaluation.figures import read_metrics
 from walt.evaluation.source import PreparedClips, read_clips
 from walt.experiment.sampling import reconstruct, sample_labels
 from walt.generation.pipeline import load
 from walt.training.checkpoint import stored_config
+from walt.training.metrics import read_metrics
 
 SEEDS = 8
 HELDOUT = 128
@@ -52,6 +52,5 @@ def describe(workdir: Path, footage: Path) -> dict[str, Any]:
 
 def _training(workdir: Path | str) -> dict[str, float]:
     """Steps and seconds of a run, from its log; empty for a bundle, which has none."""
-    path = Path(workdir) / "metrics.jsonl"
-    timed = [record for record in read_metrics(path) if "seconds" in record] if path.exists() else []
+    timed = [record for record in read_metrics(workdir) if "seconds" in record]
     return {"steps": timed[-1]["step"], "seconds": round(timed[-1]["seconds"])} if timed else {}

@@ -36,6 +36,7 @@ from walt.generation.pipeline import load as load_pipeline
 from walt.generation.sources import open_bundle
 from walt.training.budget import steps_for_budget
 from walt.training.config import TrainingConfig
+from walt.training.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def run(config: QuickstartConfig) -> dict[str, Any]:
         result=result,
         bars=atari_mini_bars(result),
         metrics={
-            "Stage 1: autoencoder": output / "autoencoder" / "metrics.jsonl",
-            "Stage 2: transformer": output / "transformer" / "metrics.jsonl",
+            "Stage 1: autoencoder": read_metrics(output / "autoencoder"),
+            "Stage 2: transformer": read_metrics(output / "transformer"),
         },
         heldout=heldout,
         reconstructions=reconstructions,

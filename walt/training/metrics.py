@@ -79,10 +79,21 @@ class MetricLog:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """All lines of the log; a last line that an interruption cut short is left out."""
+    """All lines of the log; a last line that an interruption cut short is left out, and no log is an empty one.
+
+    Raises `ValueError` naming file and line for any other line that is no JSON object with a step.
+    """
     path = epath.Path(workdir) / FILE
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    records = []
+    for number, line in enumerate(path.read_text().split("\n")[:-1] if path.exists() else [], start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not a JSON record ({error})") from error
+        if not isinstance(record, dict) or "step" not in record:
+            raise ValueError(f"{path}, line {number}: a metrics record must be a JSON object with a step")
+        records.append(record)
+    return records
 
 
 def video_summary(name: str, videos: UInt8[np.ndarray, "n t h w 3"], fps: float = 8.0) -> Summary:
