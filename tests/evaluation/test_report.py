@@ -1,6 +1,5 @@
 import dataclasses
 import html.parser
-import json
 import re
 
 import numpy as np
