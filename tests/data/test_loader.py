@@ -1,5 +1,6 @@
 import itertools
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,21 @@ def test_every_caption_of_an_example_is_used(latents_dir: Path) -> None:
     assert len(used) == 30  # 10 examples with 3 captions each
 
 
+def test_the_cache_counts_the_bytes_it_holds(latents_dir: Path) -> None:
+    """A view of one still would hold the bytes of the whole record."""
+    loader = LatentLoader(LoaderConfig(str(latents_dir), batch_size=4, image_fraction=0.5), tokenize)
+    for step in range(8):
+        loader.batch(step)
+    held = {}
+    for example in loader._cache._values.values():
+        owner = example.latents
+        while isinstance(owner, np.ndarray) and owner.base is not None:
+            owner = owner.base
+        held[id(owner)] = len(memoryview(owner).cast("B"))
+    assert {is_image for _, is_image in loader._cache._values} == {False, True}
+    assert sum(held.values()) == loader._cache._used
+
+
 # ---- bad records and bad requests
 
 
@@ -199,11 +215,26 @@ def test_a_broken_data_set_is_an_error(clips_dir: Path, tmp_path: Path) -> None:
         ({"prefetch": 0}, "prefetch must be at least 1"),
         ({"workers": -1}, "workers must not be negative"),
         ({"image_fraction": 1.5}, "image_fraction must lie between 0 and 1"),
+        ({"image_fraction": 0.02}, "makes 0 of the 16 rows .*; it must be 0 or 1, or between 0.0625 and 0.9375"),
+        ({"image_fraction": 0.98}, "makes 16 of the 16 rows .*; it must be 0 or 1, or between 0.0625 and 0.9375"),
+        (
+            {"image_fraction": 0.25, "batch_size": 1},
+            "makes 0 of the 1 rows .*; it must be 0 or 1, or batch_size larger",
+        ),
     ],
 )
 def test_bad_configs(changes: dict, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         LoaderConfig("x", **changes)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7, 96])
+def test_the_image_fractions_an_error_names_are_right(batch_size: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoaderConfig("x", batch_size=batch_size, image_fraction=0.001)
+    low, high = map(float, re.findall(r"between ([\d.]+) and ([\d.]+)\.$", str(caught.value))[0])
+    assert LoaderConfig("x", batch_size=batch_size, image_fraction=low).image_rows == 1
+    assert LoaderConfig("x", batch_size=batch_size, image_fraction=high).image_rows == batch_size - 1
 
 
 def test_bad_requests(clips_dir: Path, latents_dir: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from walt import command, prepare
-from walt.data.recipes import atari, tfds, video_folder
+from walt.data.recipes import atari, common, tfds, video_folder
 
 
 def test_flags_become_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +21,31 @@ def test_flags_become_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
         video_folder.VideoFolderConfig(output="x", input="y", fps=12.5, skip_bad=True),
         tfds.TfdsConfig(output="x", name="ucf101"),
     ]
+
+
+def test_options_are_flags() -> None:
+    """Recipes stand below walt.command and cannot import its `flag`, whose metadata `command.parse` reads."""
+    for default in ({}, {"default": 3}):
+        option, flag = common.option("Help.", **default), command.flag("Help.", **default)
+        assert (option.default, option.metadata) == (flag.default, flag.metadata)
+
+
+@pytest.mark.parametrize(
+    ("size", "hints"),
+    [
+        ((17, 64, 128), ""),
+        ((1, 8, 8), ""),
+        ((16, 64, 64), "nearest: --num_frames=17 (not 16)."),
+        ((3, 4, 60), "nearest: --num_frames=5 (not 3), --height=8 (not 4), --width=64 (not 60)."),
+        ((18, 65, 1), "nearest: --num_frames=17 (not 18), --height=64 (not 65), --width=8 (not 1)."),
+    ],
+)
+def test_a_size_that_fits_no_shipped_autoencoder(
+    size: tuple[int, int, int], hints: str, capsys: pytest.CaptureFixture
+) -> None:
+    common.warn_of_sizes(types.SimpleNamespace(**dict(zip(("num_frames", "height", "width"), size, strict=True))))
+    printed = capsys.readouterr().out
+    assert (printed.startswith("warning: ") and printed.endswith(hints + "\n")) if hints else not printed
 
 
 def test_latents_are_the_job_of_the_experiment_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,9 @@ def png(frame: np.ndarray) -> bytes:
 def build(directory: Path, lengths: list[int], video_feature: bool) -> Path:
     """A data set as `tfds build --file_format=array_record` leaves it, made without TensorFlow.
 
-    Frame t of video i has the brightness 10 * i + t. `video_feature` describes the frames as tfds.features.Video, whose
-    constructor needs TensorFlow, so the description is written by hand; examples are serialised alike in both cases.
+    Frame t of video i has the brightness 10 * i + t; the tags of the last video are unknown. `video_feature` describes
+    the frames as tfds.features.Video, whose constructor needs TensorFlow, so the description is written by hand;
+    examples are serialised alike in both cases.
     """
     from tensorflow_datasets.core import example_serializer
 
@@ -37,6 +38,7 @@ def build(directory: Path, lengths: list[int], video_feature: bool) -> Path:
         {
             "video": tfds.features.Sequence(image),
             "label": tfds.features.ClassLabel(names=["ApplyEyeMakeup", "long_jump"]),
+            "tags": tfds.features.Sequence(tfds.features.ClassLabel(names=["in_doors", "BlackAndWhite"])),
             "description": tfds.features.Text(),
         }
     )
@@ -47,7 +49,8 @@ def build(directory: Path, lengths: list[int], video_feature: bool) -> Path:
         writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
         for index, length in enumerate(part):
             frames = [png(np.full((12, 20, 3), 10 * index + t, np.uint8)) for t in range(length)]
-            example = {"video": frames, "label": index % 2, "description": f"described {index}"}
+            tags = [-1] if index == 4 else [index % 2, 1]
+            example = {"video": frames, "label": index % 2, "tags": tags, "description": f"described {index}"}
             writer.write(serializer.serialize_example(example))
         writer.close()
         splits.append(tfds.core.SplitInfo(name=split, shard_lengths=[len(part)], num_bytes=file.stat().st_size))
@@ -100,6 +103,16 @@ def test_texts_and_a_held_out_split(toy: Path, tmp_path: Path) -> None:
     assert rows(tmp_path / "out", "heldout")["test#0"]["captions"] == ["described 0"]
 
 
+def test_several_labels(toy: Path, tmp_path: Path) -> None:
+    recipe.prepare(config(toy, tmp_path / "out", caption_feature="tags", heldout=0.0, skip_bad=True))
+    found = rows(tmp_path / "out", "train")
+    assert sorted(found) == [f"train#{i}" for i in range(4)]  # the last one has no caption
+    assert found["train#0"]["captions"] == ["a video of in doors", "a video of black and white"]
+    assert found["train#0"]["label"] == ""
+    assert found["train#1"]["captions"] == ["a video of black and white"]
+    assert found["train#1"]["label"] == "BlackAndWhite"
+
+
 def test_by_name(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     options = {"directory": "", "name": "toy", "data_dir": str(toy.parent.parent)}
     by_name = config(toy, tmp_path / "out")
@@ -116,9 +129,14 @@ def test_bad_requests(toy: Path, tmp_path: Path) -> None:
         assert not any(tmp_path.iterdir())
 
     fail(r"no split 'validation'; it has \['test', 'train'\]", split="validation")
-    fail(r"--caption_feature must be one of the features \['description', 'label'\], got ''", caption_feature="")
+    fail(
+        r"--caption_feature must be one of the features \['description', 'label', 'tags'\], got ''", caption_feature=""
+    )
     fail(r"--media_feature must be one of the features \['video'\], got 'film'", media_feature="film")
     fail(r"Example train#\d has 9 frames, too few for 10", num_frames=10)
+    fail(r"Example train#4 has no caption", caption_feature="tags", heldout=0.0)
+    fail(r"Nothing to train on: all 1 files to train on are bad", split="test", num_frames=10, skip_bad=True)
+    fail(r"heldout_split must be another split than split, got 'train' for both", heldout_split="train")
     with pytest.raises(records.DatasetError, match=r"holds no dataset_info\.json"):
         recipe.prepare(config(toy.parent, tmp_path / "out"))
     with pytest.raises(ConfigError, match="either directory or name"):
@@ -127,6 +145,7 @@ def test_bad_requests(toy: Path, tmp_path: Path) -> None:
         config(toy, tmp_path, template="a video")
 
 
-def test_short_examples_can_be_skipped(toy: Path, tmp_path: Path) -> None:
+def test_short_examples_can_be_skipped(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     manifest = recipe.prepare(config(toy, tmp_path / "out", num_frames=10, skip_bad=True, heldout=0.0))
     assert manifest.splits["train"].count == 1 and len(manifest.extra["skipped"]) == 4
+    assert "nearest: --num_frames=9 (not 10)." in capsys.readouterr().out

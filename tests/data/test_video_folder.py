@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,7 @@ def config(footage: Path, **changes: object) -> VideoFolderConfig:
 def rows(directory: Path) -> dict[str, dict]:
     found = {}
     for split, part in records.read_manifest(directory).splits.items():
-        if not part.count:
-            continue
+        assert part.count
         source = records.RecordSource(directory, split)
         found |= {source[i]["id"]: source[i] | {"split": split} for i in range(len(source))}
     return found
@@ -85,12 +85,47 @@ def test_the_same_again(footage: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(records.DatasetError, match=r"other arguments \(fps 5\.0 -> 4\.0\)"):
         video_folder.prepare(config(footage, fps=4.0))
     film(footage / "e.mp4")
-    with pytest.raises(records.DatasetError, match=r"other arguments .*listing"):
+    (footage / "e.txt").write_text("one more")
+    with pytest.raises(records.DatasetError, match=r"other arguments \(captions_sha256 .*media_sha256"):
         video_folder.prepare(config(footage))
-    (footage / "e.mp4").unlink()
+    for name in ("e.mp4", "e.txt"):
+        (footage / name).unlink()
     (footage.parent / "out").rename(footage.parent / "old")
     video_folder.prepare(config(footage))
     assert rows(footage.parent / "out") == first
+
+
+def test_edited_captions_and_media_are_noticed(footage: Path, capsys: pytest.CaptureFixture) -> None:
+    video_folder.prepare(config(footage))
+    captions, picture = (footage / "a.txt").read_text(), (footage / "d.png").read_bytes()
+    (footage / "a.txt").write_text("an edited caption")
+    with pytest.raises(records.DatasetError, match=r"other arguments \(captions_sha256 '\w+' -> '\w+'\)"):
+        video_folder.prepare(config(footage))
+    (footage / "a.txt").unlink()
+    with pytest.raises(media.MediaError, match=r"a\.mp4 has no caption"):
+        video_folder.prepare(config(footage))
+    (footage / "a.txt").write_text(captions)
+    (footage / "d.png").write_bytes(picture[:-1] + b"x")  # of the same size
+    with pytest.raises(records.DatasetError, match=r"other arguments \(media_sha256 '\w+' -> '\w+'\)"):
+        video_folder.prepare(config(footage))
+    (footage / "d.png").write_bytes(picture)
+    capsys.readouterr()
+    shutil.copytree(footage, footage.parent / "copy", copy_function=shutil.copyfile)  # with times of its own
+    shutil.rmtree(footage)
+    (footage.parent / "copy").rename(footage)
+    video_folder.prepare(config(footage))
+    assert "already holds" in capsys.readouterr().out
+
+
+def test_the_fingerprint_of_a_large_file_sees_its_ends(tmp_path: Path) -> None:
+    path = tmp_path / "large.mp4"
+    path.write_bytes(bytes(200_000))
+    original = video_folder._fingerprint(path)
+    for position in (0, 65_535, 199_999):
+        path.write_bytes(bytes(position) + b"x" + bytes(199_999 - position))
+        assert video_folder._fingerprint(path) != original
+    path.write_bytes(bytes(200_001))
+    assert video_folder._fingerprint(path) != original
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "flag"])
@@ -141,6 +176,35 @@ def test_bad_files_stop_or_are_skipped(footage: Path, name: str, problem: str, c
     manifest = video_folder.prepare(config(footage, skip_bad=True))
     assert "skipped: " in capsys.readouterr().out and "c.gif" in manifest.extra["skipped"][0]
     assert sorted(rows(footage.parent / "out")) == ["a.mp4#0", "animals/b.webm#0", "d.png#0"]
+
+
+def test_a_split_without_a_good_file_is_left_out(footage: Path, capsys: pytest.CaptureFixture) -> None:
+    heldout = video_folder.prepare(config(footage)).splits["heldout"]
+    (name,) = {
+        row["id"].partition("#")[0] for row in rows(footage.parent / "out").values() if row["split"] == "heldout"
+    }
+    assert heldout.count == 1
+    shutil.rmtree(footage.parent / "out")
+    (footage / name).write_bytes(b"nonsense")
+    manifest = video_folder.prepare(config(footage, skip_bad=True))
+    assert list(manifest.splits) == ["train"] and len(manifest.extra["skipped"]) == 1
+    assert "no split 'heldout': all 1 files chosen for it are bad" in capsys.readouterr().out
+    assert not list((footage.parent / "out").glob("heldout*"))
+
+
+def test_a_file_nobody_may_read_is_skipped(footage: Path) -> None:
+    """A folder with the name of a video is as unreadable, also for the superuser."""
+    (footage / "e.mp4").mkdir()
+    (footage / "e.txt").write_text("a folder")
+    with pytest.raises(media.MediaError, match=r"There is no file .*e\.mp4"):
+        video_folder.prepare(config(footage))
+    manifest = video_folder.prepare(config(footage, skip_bad=True))
+    assert len(manifest.extra["skipped"]) == 1
+
+
+def test_sizes_are_warned_of(footage: Path, capsys: pytest.CaptureFixture) -> None:
+    video_folder.prepare(config(footage, num_frames=4))
+    assert "nearest: --num_frames=5 (not 4)." in capsys.readouterr().out
 
 
 def test_bad_folders_and_tables(footage: Path, tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ class LoaderConfig:
       split: "train" or "heldout".
       batch_size: rows of a global batch, that is, of one step of all processes together.
       seed: of the order of examples and the choice of captions.
-      image_fraction: share of the rows of every batch that are stacks of independent stills (latents only).
+      image_fraction: share of the rows of every batch that are stacks of independent stills (latents only), rounded to
+        whole rows.
       workers: loader processes; 0 reads in threads, which is faster for small data sets.
       prefetch: batches prepared ahead (by every worker).
       caption_length: tokens of a caption, longer ones are cut.
@@ -59,6 +60,14 @@ class LoaderConfig:
                 raise ConfigError(f"{field} must not be negative, got {getattr(self, field)}.")
         if not 0.0 <= self.image_fraction <= 1.0:
             raise ConfigError(f"image_fraction must lie between 0 and 1, got {self.image_fraction}.")
+        # Rounding to whole rows must not turn a mixture into videos or stills alone.
+        if 0.0 < self.image_fraction < 1.0 and self.image_rows in (0, self.batch_size):
+            least, most = 1 / self.batch_size, 1 - 1 / self.batch_size
+            between = f", or between {least:.4g} and {most:.4g}" if least <= most else ", or batch_size larger"
+            raise ConfigError(
+                f"image_fraction {self.image_fraction:g} makes {self.image_rows} of the {self.batch_size} rows of a batch "
+                f"stills; it must be 0 or 1{between}."
+            )
 
     @property
     def image_rows(self) -> int:
@@ -262,7 +271,8 @@ class LatentLoader(_Loader):
         captions = _field(record, "captions", list)
         if not captions:
             raise records.DatasetError(f"Latents {record.get('id')!r} have no caption.")
-        return _Latent(values[still] if is_image else values, captions)
+        # A view of one still would keep the bytes of all stills of the record alive, which the cache does not count.
+        return _Latent(values[still].copy() if is_image else values, captions)
 
 
 def _field(record: dict[str, Any], name: str, kind: type) -> Any:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from walt.config import ConfigError
 from walt.data import records
-from walt.data.recipes.common import option
+from walt.data.recipes.common import option, warn_of_sizes
 
 # Chosen by eye at 64x64: a person tells them apart, and something large enough moves nearly all the time.
 GAMES = ("boxing", "enduro", "fishing_derby", "freeway", "ms_pacman", "riverraid", "road_runner", "seaquest")
@@ -69,6 +69,7 @@ def prepare(config: AtariConfig) -> records.Manifest:
         print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
         return finished
     _check_games(config.games)
+    warn_of_sizes(config)
     with records.new_dataset(config.output) as directory:
         splits = _record(config, directory)
         manifest = records.Manifest(

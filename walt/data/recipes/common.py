@@ -15,10 +15,15 @@ from walt.data import media, order, records
 Item = TypeVar("Item")
 
 _CLIPS_PER_SHARD = 1024
+# What the autoencoders of the shipped configs take: 1 + 4k frames and sides of 8k pixels.
+_TIME_FACTOR, _SPACE_FACTOR = 4, 8
 
 
 def option(help: str, *, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field with a help text; `walt prepare` makes a flag of it, a required one if it has no default."""
+    """A dataclass field with a help text; `walt prepare` makes a flag of it, a required one if it has no default.
+
+    The same field as `walt.command.flag` makes (a test holds them together), which this room is too low to import.
+    """
     return dataclasses.field(default=default, metadata={"help": help, "positional": False})
 
 
@@ -33,6 +38,20 @@ def check_heldout(fraction: float) -> None:
     """Raises ConfigError unless a held-out share leaves something to train on."""
     if not 0.0 <= fraction < 1.0:
         raise ConfigError(f"heldout must lie in [0, 1), got {fraction}.")
+
+
+def warn_of_sizes(config: Any) -> None:
+    """Prints a warning if clips of this size fit no shipped autoencoder; one of other factors may take them."""
+    nearest = {"num_frames": 1 + _TIME_FACTOR * ((config.num_frames - 1 + _TIME_FACTOR // 2) // _TIME_FACTOR)}
+    for side in ("height", "width"):
+        nearest[side] = _SPACE_FACTOR * max(1, (getattr(config, side) + _SPACE_FACTOR // 2) // _SPACE_FACTOR)
+    wrong = {field: right for field, right in nearest.items() if getattr(config, field) != right}
+    if wrong:
+        hints = ", ".join(f"--{field}={right} (not {getattr(config, field)})" for field, right in wrong.items())
+        print(
+            f"warning: the shipped autoencoders take 1 + {_TIME_FACTOR}k frames and sides that are multiples of "
+            f"{_SPACE_FACTOR}; nearest: {hints}."
+        )
 
 
 def split_items(items: Sequence[Item], heldout: float, seed: int) -> dict[str, list[Item]]:
@@ -65,6 +84,8 @@ def write_clips(
 ) -> tuple[dict[str, records.Split], list[str]]:
     """Writes the records that `load` makes of every item, and returns the splits and the reasons of skipped items.
 
+    A split none of whose items is good is left out.
+
     Raises:
       media.MediaError: an item is bad and `skip_bad` is off, or no item of the training split was good.
     """
@@ -87,11 +108,19 @@ def write_clips(
                     for record in clips:
                         writer.write(record)
                     bar.update()
-                splits[split] = writer.close()
+                written = writer.close()
+            if written.count:
+                splits[split] = written
+            else:
+                for shard in written.shards:
+                    (directory / shard.file).unlink()
     for reason in skipped:
         print(f"skipped: {reason}")
-    if not splits["train"].count:
-        raise media.MediaError(
-            f"Nothing to train on: all {len(skipped)} files of the source are bad, first: {skipped[0]}"
-        )
+    if "train" not in splits:
+        count = len(items["train"])
+        reason = f"all {count} files to train on are bad, first: {skipped[0]}" if count else "the source is empty."
+        raise media.MediaError(f"Nothing to train on: {reason}")
+    for split, members in items.items():
+        if members and split not in splits:
+            print(f"The data set has no split {split!r}: all {len(members)} files chosen for it are bad.")
     return splits, skipped

@@ -54,6 +54,8 @@ class TfdsConfig:
             raise ConfigError(f"template must contain {{}} where the label goes, got {self.template!r}.")
         common.check_positive(self, "height", "width", "num_frames", "frame_skip", "source_fps")
         common.check_heldout(self.heldout)
+        if self.heldout_split == self.split:
+            raise ConfigError(f"heldout_split must be another split than split, got {self.split!r} for both.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,7 @@ def prepare(config: TfdsConfig) -> records.Manifest:
     if finished is not None:
         print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
         return finished
+    common.warn_of_sizes(config)
     with _readable(directory) as readable, records.new_dataset(config.output) as output:
         items = _items(readable, config)
         splits, skipped = common.write_clips(
@@ -190,13 +193,13 @@ def _source(name: str, data: Any, features: Any, config: TfdsConfig) -> _Source:
         return found[0]
 
     caption = choose(config.caption_feature, (tfds.features.Text, tfds.features.ClassLabel), "caption_feature")
-    label = features[caption] if isinstance(features[caption], tfds.features.ClassLabel) else None
+    label = inner(features[caption])
     return _Source(
         name=name,
         data=data,
         media_feature=choose(config.media_feature, (tfds.features.Image,), "media_feature"),
         caption_feature=caption,
-        label_names=None if label is None else list(label.names),
+        label_names=list(label.names) if isinstance(label, tfds.features.ClassLabel) else None,
     )
 
 
@@ -219,12 +222,17 @@ def _clips(source: _Source, index: int, config: TfdsConfig) -> Iterator[dict[str
 
 
 def _captions(value: Any, source: _Source, config: TfdsConfig) -> tuple[str, list[str]]:
-    """(label, captions) of the caption feature's value: a class number, a text or a list of texts."""
+    """(label, captions) of the caption feature's value: a class number, a text or a list of either.
+
+    The label is empty unless the value names just one class.
+    """
     if source.label_names is not None:
-        label = source.label_names[int(value)]
+        # tfds writes -1 where the class is unknown, as in the test splits of contests.
+        numbers = dict.fromkeys(int(number) for number in np.ravel(value) if number >= 0)
+        labels = [source.label_names[number] for number in numbers]
         # "ApplyEyeMakeup" and "apply_eye_makeup" -> "apply eye makeup"
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_\-]+", " ", label).lower()
-        return label, [config.template.format(words)]
+        words = [re.sub(r"(?<=[a-z])(?=[A-Z])|[_\-]+", " ", label).lower() for label in labels]
+        return labels[0] if len(labels) == 1 else "", [config.template.format(text) for text in words]
     values = [value] if isinstance(value, bytes | str) else list(value)
     texts = [text.decode() if isinstance(text, bytes) else str(text) for text in values]
     return "", [text.strip() for text in texts if text.strip()]

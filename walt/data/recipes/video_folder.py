@@ -7,6 +7,7 @@ Files are found in all subfolders. Frames are scaled to cover the wanted size an
 a clip that stands still, or a one-frame clip if num_frames is 1.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -22,6 +23,7 @@ from walt.data.recipes import common
 from walt.data.recipes.common import option
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl")
+_FINGERPRINT_BYTES = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +58,15 @@ def prepare(config: VideoFolderConfig) -> records.Manifest:
         `skip_bad` such files are listed instead.
     """
     files = _find_files(Path(config.input))
-    listing = "\n".join(f"{path.relative_to(config.input)} {path.stat().st_size}" for path in files)
+    captions = _Captions(config)
     request = dataclasses.asdict(config) | {"input": str(Path(config.input).resolve())}
-    request |= {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
+    request |= _checksums(files, captions, config)
     del request["output"]
     finished = records.already_prepared(config.output, "video_folder", request)
     if finished is not None:
         print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
         return finished
-    captions = _Captions(config)
-    if not config.skip_bad:
-        for path in files:  # a caption missing shows at once, not after hours of decoding
-            captions.of(path)
+    common.warn_of_sizes(config)
     items = common.split_items(files, config.heldout, config.seed)
     with records.new_dataset(config.output) as directory:
         splits, skipped = common.write_clips(
@@ -99,6 +98,37 @@ def _find_files(folder: Path) -> list[Path]:
     if not files:
         raise media.MediaError(f"{folder} holds no video or image file ({', '.join(known)}).")
     return files
+
+
+def _checksums(files: list[Path], captions: "_Captions", config: VideoFolderConfig) -> dict[str, str]:
+    """Checksums of the media files and of their captions, for the request; a copy of the folder has the same.
+
+    Raises:
+      media.MediaError: a file has no caption and `skip_bad` is off; so this shows before hours of decoding.
+    """
+    contents: dict[str, dict[str, Any]] = {"media": {}, "captions": {}}
+    for path in files:
+        name = path.relative_to(config.input).as_posix()
+        with contextlib.suppress(OSError):  # an unreadable file is reported when its clips are made
+            contents["media"][name] = _fingerprint(path)
+        try:
+            contents["captions"][name] = captions.of(path)
+        except media.MediaError:
+            if not config.skip_bad:
+                raise
+    return {
+        f"{part}_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest() for part, content in contents.items()
+    }
+
+
+def _fingerprint(path: Path) -> list[int | str]:
+    """Size and a checksum of both ends of a file: reading all of a large collection would take as long as decoding it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(_FINGERPRINT_BYTES)
+        file.seek(max(0, size - _FINGERPRINT_BYTES))
+        ends += file.read(_FINGERPRINT_BYTES)
+    return [size, hashlib.sha256(ends).hexdigest()]
 
 
 def _clips(path: Path, captions: list[str], config: VideoFolderConfig) -> Iterator[dict[str, Any]]:
