@@ -23,28 +23,31 @@ class Arguments:
     config: str = command.flag("Shipped config name or path of a config file, with an optional :variant.")
     workdir: str = command.flag("Folder for checkpoints and metrics; continued if it holds a checkpoint.")
     profile: str | None = command.flag("START:STOP, steps between which a jax profiler trace is written.", default=None)
+    multihost: bool = command.flag(
+        "Join the other hosts of the job; needed on Cloud TPU VMs, Slurm and Open MPI.", default=False
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains what the config describes; `argv` is [program, --flag=value, ...]."""
     rest, overrides = command.split_overrides(argv)
     arguments = command.parse(Arguments, rest)
-    if arguments.profile:
-        check_profile(arguments.profile)
+    profile = steps_to_trace(arguments.profile) if arguments.profile else range(0)
     config = walt.config.apply_overrides(walt.config.load(arguments.config), overrides)
 
     from walt import experiment  # imports jax: `walt train --help` and flag errors need not wait for it
     from walt.parallel.mesh import initialize
 
-    initialize()
-    experiment.train(config, arguments.workdir, profile=arguments.profile)
+    initialize(arguments.multihost)
+    experiment.train(config, arguments.workdir, profile=profile)
 
 
-def check_profile(text: str) -> None:
-    """Refuses anything but "START:STOP", before models are built."""
+def steps_to_trace(text: str) -> range:
+    """The steps that "START:STOP" means."""
     start, _, stop = text.partition(":")
     if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
         raise command.CommandError(f"--profile must be START:STOP with START < STOP, such as 10:20, got {text!r}")
+    return range(int(start), int(stop))
 
 
 if __name__ == "__main__":

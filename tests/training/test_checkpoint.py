@@ -9,9 +9,17 @@ import orbax.checkpoint as ocp
 import pytest
 from orbax.checkpoint._src.path import atomicity
 
-from walt.config import to_config_dict
+from walt.config import ConfigError, to_config_dict
 from walt.parallel.config import MeshConfig
-from walt.training.checkpoint import CheckpointError, Checkpoints, Clock, latest_step, restore_parts, stored_config
+from walt.training.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Clock,
+    latest_step,
+    recover,
+    restore_parts,
+    stored_config,
+)
 from walt.training.state import TrainState
 
 
@@ -87,9 +95,38 @@ def test_a_damaged_checkpoint_is_an_error_and_no_fresh_start(copied):
     assert int(linear.run(copied, linear.make_config(num_steps=12)).step) == 12
 
 
-def test_a_changed_task_does_not_restore(copied):
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        linear.run(copied, linear.make_config(num_steps=30), task=linear.LinearTask(("generator",)))
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        (linear.LinearTask(("generator",)), {}),
+        (None, {"optimizer": {"name": "adafactor"}}),
+        (None, {"optimizer": {"weight_decay": 0.0}}),
+        (None, {"ema_decay": None}),
+    ],
+)
+def test_another_model_or_optimiser_is_refused_and_nothing_is_called_damaged(copied, task, changes):
+    with pytest.raises(
+        ConfigError, match=r"that of another model, optimiser or moving average: .* arrays differ"
+    ) as error:
+        linear.run(copied, linear.make_config(num_steps=30, **changes), task=task)
+    assert "Remove" not in str(error.value)
+    assert latest_step(copied) == 20
+
+
+@pytest.mark.parametrize("second", ["absent", "half-written", "whole"])
+def test_a_checkpoint_that_was_being_replaced_is_not_lost(copied, second):
+    folder = copied / "checkpoints"
+    for step in ("0", "10"):
+        shutil.rmtree(folder / step, ignore_errors=True)
+    shutil.copytree(folder / "20", folder / "20.replaced")
+    if second == "half-written":
+        (folder / "20" / "commit_success.txt").unlink()
+    elif second == "absent":
+        shutil.rmtree(folder / "20")
+    recover(copied)
+    recover(copied)
+    assert latest_step(copied) == 20 and not (folder / "20.replaced").exists()
+    assert int(linear.run(copied, linear.make_config(num_steps=20, keep_checkpoints=2)).step) == 20
 
 
 def test_a_save_that_fails_in_the_background_fails_the_run(tmp_path, monkeypatch):

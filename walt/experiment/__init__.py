@@ -18,12 +18,12 @@ __all__ = ["STAGES", "AutoencoderExperiment", "DiffusionExperiment", "Experiment
 def train(
     config: ConfigDict,
     workdir: epath.PathLike,
-    profile: str | None = None,
+    profile: range = range(0),
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """Runs the experiment that `config` describes; goes on from the latest checkpoint in `workdir`.
 
-    `profile` is "START:STOP", steps to trace; `devices` those to train on, all of them by default.
+    `profile` holds steps to trace; `devices` those to train on, all of them by default.
     """
     experiment = parse(config)
     if isinstance(experiment, AutoencoderExperiment):

@@ -10,7 +10,8 @@ from walt.evaluation import describe_environment, evaluate_clips
 from walt.evaluation.source import PreparedClips, read_clips
 from walt.experiment.sampling import reconstruct, sample_labels
 from walt.generation.pipeline import load
-from walt.training.checkpoint import stored_config
+from walt.generation.sources import open_bundle
+from walt.training.checkpoint import latest_step, stored_config
 from walt.training.metrics import read_metrics
 
 SEEDS = 8
@@ -50,7 +51,14 @@ def describe(workdir: Path, footage: Path) -> dict[str, Any]:
     }
 
 
-def _training(workdir: Path | str) -> dict[str, float]:
-    """Steps and seconds of a run, from its log; empty for a bundle, which has none."""
+def _training(workdir: Path | str) -> dict[str, Any]:
+    """Steps and seconds of a run, from its log, and what it started from; empty for a bundle, which has no log."""
+    if latest_step(workdir) is None:
+        return {}
     timed = [record for record in read_metrics(workdir) if "seconds" in record]
-    return {"steps": timed[-1]["step"], "seconds": round(timed[-1]["seconds"])} if timed else {}
+    found: dict[str, Any] = {"steps": timed[-1]["step"], "seconds": round(timed[-1]["seconds"])} if timed else {}
+    rules = stored_config(workdir).get("init_from")
+    if rules is not None:
+        card = open_bundle(rules.path).card
+        found["started_from"] = {"bundle": rules.path} | {key: card[key] for key in ("commit", "training") if key in card}
+    return found

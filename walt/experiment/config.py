@@ -38,10 +38,12 @@ class AutoencoderExperiment:
 
     def __post_init__(self) -> None:
         _check_positive(self, "heldout_every", "calibration_clips")
-        if self.loss.freeze_encoder and (self.init_from is None or self.training.ema_decay is not None):
+        training = self.training
+        moves = training.ema_decay is not None or training.optimizer.weight_decay
+        if self.loss.freeze_encoder and (self.init_from is None or moves):
             raise ConfigError(
-                "loss.freeze_encoder needs init_from, for an encoder to keep, and training.ema_decay=None, since averaging "
-                "would round its weights"
+                "loss.freeze_encoder needs init_from, for an encoder to keep, and training.ema_decay=None and "
+                "training.optimizer.weight_decay=0, since averaging would round its weights and decay would shrink them"
             )
 
 
@@ -51,6 +53,7 @@ class DiffusionExperiment:
 
     Attributes:
       autoencoder_path: the bundle or workdir whose latents these are; its checksum must be the data set's.
+      autoencoder_checksum: filled in when training starts; a run only goes on, and is only sampled, with that encoder.
       text: the encoder; a SentencePiece model of at most `vocab_size` pieces is trained on the captions of the data.
       samples_every: steps between sample videos; 0 makes none.
       sample_prompts: what to show in them; by default the first captions of the held-out split.
@@ -68,6 +71,7 @@ class DiffusionExperiment:
     samples_every: int = 0
     sample_prompts: tuple[str, ...] = ()
     init_from: InitRules | None = None
+    autoencoder_checksum: str | None = None
     stage: Literal["diffusion"] = "diffusion"
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from walt.autoencoder.config import AutoencoderConfig
 from walt.config import ConfigError, from_config_dict
 from walt.data import media, records
-from walt.experiment.weights import encoder_checksum
+from walt.generation.bundle import encoder_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_bundle
 
@@ -38,9 +38,15 @@ def prepare(
     source = records.read_manifest(input)
     if "clip" not in source.shapes:
         raise records.DatasetError(f"{input} holds no clips but {', '.join(source.shapes)}")
+    if limit < 0:
+        raise ConfigError(f"limit must be a number of clips, or 0 for all, got {limit}")
+    if "autoencoder" not in bundle.components:
+        raise ConfigError(f"{autoencoder} holds no autoencoder but {', '.join(bundle.components)}")
     component = bundle.components["autoencoder"]
-    if not np.any(component.extra["latent_mean"]):
-        raise ConfigError(f"the autoencoder in {autoencoder} has no latent statistics yet: let its training finish")
+    if not bundle.card.get("finished", True) or not np.any(component.extra["latent_mean"]):
+        raise ConfigError(
+            f"the autoencoder in {autoencoder} has no latent statistics of its present weights yet: let its training finish"
+        )
     shards = [shard.sha256 for split in source.splits.values() for shard in split.shards]
     request = {"autoencoder": encoder_checksum(component), "input": shards, "stills": STILLS, "limit": limit}
     finished = records.already_prepared(output, "latents", request)

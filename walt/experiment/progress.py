@@ -21,7 +21,10 @@ class Progress:
 
     def __init__(self, folder: Path, request: Mapping[str, Any]):
         self._path = folder / "progress.json"
-        stored = json.loads(self._path.read_text()) if self._path.exists() else {}
+        try:
+            stored = json.loads(self._path.read_text()) if self._path.exists() else {}
+        except ValueError as error:
+            raise ConfigError(f"{self._path} cannot be read ({error}); move {folder} away or choose another") from error
         request = json.loads(json.dumps(request))
         earlier = stored.get("request", request)
         if earlier != request:

@@ -17,7 +17,7 @@ from walt.experiment.config import AutoencoderExperiment
 from walt.experiment.weights import initial_weights
 from walt.generation.sources import open_bundle
 from walt.training.heldout import HeldOut
-from walt.training.loop import train
+from walt.training.loop import Initial, train
 from walt.training.state import TrainState
 
 MODEL_KEYS = ("autoencoder",)
@@ -26,36 +26,38 @@ MODEL_KEYS = ("autoencoder",)
 def train_autoencoder(
     experiment: AutoencoderExperiment,
     workdir: epath.PathLike,
-    profile: str | None = None,
+    profile: range = range(0),
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """Trains, calibrates the latents with the averaged weights, and leaves a last checkpoint with both.
 
     With a frozen encoder the statistics of the bundle it came from stay as they are.
     """
-    loader, task = clip_loader(experiment.data), autoencoder_task(experiment)
+    task, frozen = autoencoder_task(experiment), experiment.loss.freeze_encoder
+
+    def start() -> Initial:
+        if experiment.init_from is None:
+            return Initial()
+        params = initial_weights(experiment.init_from, {"autoencoder": task.model.abstract_params})["autoencoder"]
+        extra = open_bundle(experiment.init_from.path).components["autoencoder"].extra if frozen else None
+        return Initial({GROUP: params}, extra)
 
     def calibrate(state: TrainState) -> TrainState:
+        # Every process goes through the same clips, whole batches of them, and so finds the same statistics.
         batches = -(-experiment.calibration_clips // experiment.data.batch_size)
-        clips = (batch["video"] for batch in islice(loader.batches(0), batches))
+        clips = (batch["video"] for batch in islice(ClipLoader(experiment.data).batches(0), batches))
         return dataclasses.replace(state, extra=latent_statistics(task.model, state.averaged_params()[GROUP], clips))
 
-    params = extra = None
-    if experiment.init_from is not None:
-        fresh, _ = task.model.init(jax.random.key(experiment.training.seed))
-        params = {GROUP: initial_weights(experiment.init_from, {"autoencoder": fresh})["autoencoder"]}
-        extra = open_bundle(experiment.init_from.path).components["autoencoder"].extra
     return train(
         task,
-        loader,
+        clip_loader(experiment.data),
         experiment.training,
         workdir,
         resolved_config=to_config_dict(experiment),
         model_keys=MODEL_KEYS,
         evaluators=_heldout_evaluators(task, experiment),
-        initial_params=params,
-        initial_extra=extra,
-        on_finish=None if experiment.loss.freeze_encoder else calibrate,
+        on_start=start,
+        on_finish=None if frozen else calibrate,
         profile=profile,
         devices=devices,
     )

@@ -16,38 +16,42 @@ from walt.data.loader import LatentLoader
 from walt.data.records import DatasetError, RecordSource, read_manifest
 from walt.diffusion.task import DiffusionTask
 from walt.experiment.config import DiffusionExperiment
-from walt.experiment.weights import encoder_checksum, initial_weights
-from walt.generation.bundle import TOKENIZER, Bundle, Component
+from walt.experiment.weights import initial_weights
+from walt.generation.bundle import TOKENIZER, Bundle, Component, encoder_checksum
 from walt.generation.pipeline import Pipeline
-from walt.generation.sources import open_bundle
+from walt.generation.sources import open_bundle, shipped_bundles
 from walt.text.tokenizer import Tokenizer
+from walt.training.checkpoint import latest_step
 from walt.training.heldout import HeldOut
-from walt.training.loop import train
+from walt.training.loop import Initial, train
 from walt.training.state import TrainState
 from walt.training.task import Evaluator
 
-MODEL_KEYS = ("transformer", "text", "diffusion", "autoencoder_path")
+MODEL_KEYS = ("transformer", "text", "diffusion", "autoencoder_checksum")
 
 
 def train_diffusion(
     experiment: DiffusionExperiment,
     workdir: epath.PathLike,
-    profile: str | None = None,
+    profile: range = range(0),
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """Trains the tokenizer (once), then text encoder and transformer together."""
     autoencoder = open_bundle(experiment.autoencoder_path)
-    _check_latents(experiment.data.path, autoencoder, experiment.autoencoder_path)
+    experiment = _with_autoencoder(experiment, autoencoder)
     tokenizer = workdir_tokenizer(experiment, workdir)
-    # The captions may give fewer pieces than asked for; what is stored is what the model has.
-    experiment = dataclasses.replace(
-        experiment, text=dataclasses.replace(experiment.text, vocab_size=tokenizer.vocab_size)
-    )
     task = diffusion_task(experiment)
-    params = None
-    if experiment.init_from is not None:
-        fresh, _ = task.denoiser.init(jax.random.key(experiment.training.seed))
-        params = {"model": initial_weights(experiment.init_from, fresh)}
+
+    def start() -> Initial:
+        if jax.process_index() == 0:
+            file = epath.Path(workdir) / TOKENIZER
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(tokenizer.model_bytes)
+        if experiment.init_from is None:
+            return Initial()
+        check_same_tokens(experiment.init_from, tokenizer)
+        return Initial({"model": initial_weights(experiment.init_from, task.denoiser.abstract_params)})
+
     return train(
         task,
         latent_loader(experiment, tokenizer, "train"),
@@ -56,37 +60,38 @@ def train_diffusion(
         resolved_config=to_config_dict(experiment),
         model_keys=MODEL_KEYS,
         evaluators=_evaluators(experiment, task, tokenizer, autoencoder),
-        initial_params=params,
+        on_start=start,
         profile=profile,
         devices=devices,
     )
 
 
-def _check_latents(path: str, autoencoder: Bundle, autoencoder_path: str) -> None:
-    """Raises `DatasetError` unless the latents come from exactly these weights and statistics."""
-    stored = read_manifest(path).extra.get("autoencoder")
+def _with_autoencoder(experiment: DiffusionExperiment, autoencoder: Bundle) -> DiffusionExperiment:
+    """The experiment with the autoencoder's checksum and whole path, so that the run can be used from anywhere.
+
+    Raises `DatasetError` unless the latents come from exactly these weights and statistics.
+    """
+    path, data = experiment.autoencoder_path, experiment.data.path
+    stored = read_manifest(data).extra.get("autoencoder")
     present = encoder_checksum(autoencoder.components["autoencoder"])
     if stored != present:
         raise DatasetError(
-            f"{path} was encoded by an autoencoder with checksum {str(stored)[:12]}, but {autoencoder_path} has {present[:12]}; "
+            f"{data} was encoded by an autoencoder with checksum {str(stored)[:12]}, but {path} has {present[:12]}; "
             "encode the clips again with `walt prepare latents`"
         )
+    path = path if path in shipped_bundles() else str(epath.Path(path).resolve())
+    return dataclasses.replace(experiment, autoencoder_path=path, autoencoder_checksum=present)
 
 
 def workdir_tokenizer(experiment: DiffusionExperiment, workdir: epath.PathLike) -> Tokenizer:
-    """The tokenizer of a workdir; trained on the captions of the training split at the first start."""
-    file = epath.Path(workdir) / TOKENIZER
-    if not file.exists() and jax.process_index() == 0:
-        captions = sorted({caption for record in _records(experiment) for caption in record["captions"]})
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f".{TOKENIZER}.new")
-        fresh.write_bytes(Tokenizer.train(captions, experiment.text.vocab_size).model_bytes)
-        fresh.rename(file)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """The tokenizer of a run that has begun; for a new one it is made of the captions of the training split.
 
-        multihost_utils.sync_global_devices("tokenizer")
-    return Tokenizer(file.read_bytes())
+    Making it gives the same pieces every time, so every process of a job may do so.
+    """
+    if latest_step(workdir) is not None:
+        return Tokenizer((epath.Path(workdir) / TOKENIZER).read_bytes())
+    captions = sorted({caption for record in _records(experiment) for caption in record["captions"]})
+    return Tokenizer.train(captions, experiment.text.vocab_size)
 
 
 def _records(experiment: DiffusionExperiment) -> Iterator[dict[str, Any]]:

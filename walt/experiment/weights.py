@@ -1,35 +1,37 @@
-"""Weights a run starts from, and weights told apart."""
+"""Weights a run starts from."""
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from walt.generation.bundle import Component, flatten
+from walt.config import ConfigError
 from walt.generation.init_from import InitRules, init_from
 from walt.generation.sources import open_bundle
+from walt.text.tokenizer import Tokenizer
 from walt.training.task import Tree
 
 
-def initial_weights(rules: InitRules, fresh: Mapping[str, Tree]) -> dict[str, Tree]:
-    """Parameters by component: those of the bundle where it has them, of `fresh` where the rules skip.
+def initial_weights(rules: InitRules, abstract: Mapping[str, Tree]) -> dict[str, Tree]:
+    """Parameters by component: those of the bundle where it has them, the shapes of `abstract` where the rules skip.
 
     Prints what came from where. Raises `ConfigError` listing what does not fit, `BundleError` if there is no bundle.
     """
-    params, report = init_from(dict(fresh), open_bundle(rules.path), rules)
+    params, report = init_from(dict(abstract), open_bundle(rules.path), rules)
     if jax.process_index() == 0:
         tqdm.write("\n".join(report))
     return params
 
 
-def encoder_checksum(autoencoder: Component) -> str:
-    """SHA-256 over all that latents depend on: names and float32 values of the encoder's arrays and the statistics."""
-    digest = hashlib.sha256()
-    for name, array in flatten({"encoder": autoencoder.params["encoder"], "extra": autoencoder.extra}).items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
-    return digest.hexdigest()
+def check_same_tokens(rules: InitRules, tokenizer: Tokenizer) -> None:
+    """`ConfigError` if the rules take a text encoder that was trained with other tokens than `tokenizer` has."""
+    stored = open_bundle(rules.path).tokenizer
+    taken = not any(re.search(pattern, "text_encoder/embedding") for pattern in rules.skip)
+    if taken and stored and stored != tokenizer.model_bytes:
+        raise ConfigError(
+            f"init_from {rules.path}: its text encoder was trained with other tokens than these captions give; "
+            "leave it out with init_from.skip=('text_encoder',)"
+        )

@@ -65,6 +65,15 @@ class Bundle:
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def encoder_checksum(autoencoder: Component) -> str:
+    """SHA-256 over all that latents depend on: names and float32 values of the encoder's arrays and the statistics."""
+    digest = hashlib.sha256()
+    for name, array in flatten({"encoder": autoencoder.params["encoder"], "extra": autoencoder.extra}).items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+    return digest.hexdigest()
+
+
 def is_bundle(path: epath.PathLike) -> bool:
     """Whether the folder has a bundle's index."""
     return (epath.Path(path) / INDEX).exists()

@@ -10,7 +10,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from walt.config import to_json
-from walt.generation.bundle import TOKENIZER, Bundle, BundleError, Component, Tree, is_bundle, read_bundle
+from walt.generation.bundle import (
+    TOKENIZER,
+    Bundle,
+    BundleError,
+    Component,
+    Tree,
+    encoder_checksum,
+    is_bundle,
+    read_bundle,
+)
 
 SHIPPED = Path(__file__).resolve().parents[1] / "_bundles"
 Weights = Literal["ema", "raw"]
@@ -51,13 +60,16 @@ def bundle_of_workdir(workdir: epath.PathLike, weights: Weights = "ema") -> Bund
       BundleError: a part that the run's config names is not to be found.
       walt.training.checkpoint.CheckpointError: there is no whole checkpoint.
     """
-    from walt.training.checkpoint import (
-        restore_parts,
-    )  # imports Orbax, which takes seconds that a bundle need not wait for
+    # Imports Orbax, which takes seconds that a bundle need not wait for.
+    from walt.training.checkpoint import restore_parts, stored_clock
 
     params, ema, extra, config, step = restore_parts(workdir)
     chosen = {**params, **ema} if weights == "ema" else params
-    card = {"step": step, "weights": "ema" if weights == "ema" and ema else "raw"}
+    card = {
+        "step": step,
+        "weights": "ema" if weights == "ema" and ema else "raw",
+        "finished": stored_clock(workdir, step).finished,
+    }
     if "generator" in chosen:
         autoencoder = Component(_plain(config.autoencoder), chosen["generator"], extra)
         return Bundle({"autoencoder": autoencoder}, card=card)
@@ -71,7 +83,7 @@ def bundle_of_workdir(workdir: epath.PathLike, weights: Weights = "ema") -> Bund
 def _denoiser_bundle(
     workdir: epath.Path, config: ConfigDict, params: Tree, extra: Tree, card: dict[str, Any]
 ) -> Bundle:
-    first_stage = _autoencoder_of(workdir, str(config.autoencoder_path))
+    first_stage = _autoencoder_of(workdir, str(config.autoencoder_path), config.get("autoencoder_checksum"))
     configs = {"transformer": config.transformer, "text_encoder": config.text}
     components = {
         name: Component(_plain(configs[name]), params[name], extra.get(name, {})) for name in configs if name in params
@@ -94,13 +106,19 @@ def _denoiser_bundle(
     )
 
 
-def _autoencoder_of(workdir: epath.Path, path: str) -> Bundle:
+def _autoencoder_of(workdir: epath.Path, path: str, checksum: str | None) -> Bundle:
     try:
         bundle = open_bundle(path)
     except BundleError as error:
         raise BundleError(f"the autoencoder of {workdir}: {error}") from error
     if "autoencoder" not in bundle.components:
         raise BundleError(f"the autoencoder of {workdir}: {path} holds none")
+    found = encoder_checksum(bundle.components["autoencoder"])
+    if checksum and checksum != found:
+        raise BundleError(
+            f"the autoencoder of {workdir}: {path} has changed since the run began (its encoder and statistics had the "
+            f"checksum {checksum[:12]}, now {found[:12]}), so it no longer decodes what the run's transformer makes"
+        )
     return bundle
 
 

@@ -23,23 +23,28 @@ BATCH_AXES = ("slice", "data", "fsdp")
 """The mesh axes over which the rows of a batch are divided."""
 
 
-def initialize() -> None:
+def initialize(multihost: bool = False) -> None:
     """Join the other hosts of this job; on a single machine does nothing.
 
-    A job spans hosts when `JAX_COORDINATOR_ADDRESS` is set (with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`), or on a TPU
-    slice of more than one host. Call it before anything asks for devices.
+    A job spans hosts when `JAX_COORDINATOR_ADDRESS` is set (with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`), when
+    `TPU_WORKER_HOSTNAMES` names several, or when `multihost` says so: then JAX asks the cluster it runs on (Cloud TPU,
+    Slurm, Open MPI). Call it before anything asks for devices. `ConfigError` if a variable is missing.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address:
-        jax.distributed.initialize(
-            coordinator_address=address,
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
-    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        count, index = (_environment_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        jax.distributed.initialize(coordinator_address=address, num_processes=count, process_id=index)
+    elif multihost or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
         jax.distributed.initialize()
     if jax.process_count() > 1:
         logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def _environment_number(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        raise ConfigError(f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a number too, got {value!r}")
+    return int(value)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -75,6 +80,20 @@ def mesh_of(array: jax.Array) -> Mesh:
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are divided."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_processes(mesh: Mesh) -> None:
+    """`ConfigError` unless every process holds the devices of its own contiguous share of the rows of a batch."""
+    shards, processes = batch_shards(mesh), jax.process_count()
+    places = batch_sharding(mesh).addressable_devices_indices_map((shards,))
+    held = sorted({index[0].indices(shards)[0] for index in places.values() if index is not None})
+    first = jax.process_index() * shards // processes
+    if shards % processes or held != list(range(first, first + shards // processes)):
+        raise ConfigError(
+            f"a batch is divided into {shards} parts (mesh {dict(mesh.shape)}), of which process {jax.process_index()} of "
+            f"{processes} holds {held}: each must hold as many, in order; make slice x data x fsdp a multiple of the "
+            "number of processes"
+        )
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:

@@ -22,11 +22,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from walt.config import ConfigError, diff, from_json, to_json
+from walt.parallel.rules import path_name
 from walt.training.state import TrainState
 from walt.training.task import Tree
 
 FOLDER = "checkpoints"
 ITEMS = ("weights", "training", "config", "clock")
+REPLACED, INCOMPLETE = ".replaced", ".incomplete"
 
 
 class CheckpointError(RuntimeError):
@@ -53,12 +55,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int):
         self.directory = epath.Path(workdir).resolve() / FOLDER
-        steps, unfinished = _scan(workdir)
-        self.latest = max(steps, default=None)
-        for entry in unfinished:
-            logging.warning("ignoring half-written checkpoint %s", entry)
-            if entry.name.isdigit():
-                self._set_aside(entry, "incomplete")  # else Orbax would take it for a whole one
+        self.latest = latest_step(workdir)
         policy = ocp.checkpoint_managers.preservation_policy.LatestN(keep)
         self._manager = ocp.CheckpointManager(
             self.directory, item_names=ITEMS, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
@@ -83,7 +80,10 @@ class Checkpoints:
         replaced = None
         if step == self.latest:
             self.wait()
-            replaced = self._set_aside(self.directory / str(step), "replaced")
+            replaced = self.directory / f"{step}{REPLACED}"
+            if jax.process_index() == 0:
+                (self.directory / str(step)).rename(replaced)
+            multihost_utils.sync_global_devices("replacing a checkpoint")
             self._manager.reload()
         arguments = ocp.args.Composite(
             weights=ocp.args.StandardSave({"params": state.params, "ema": state.ema, "extra": state.extra}),
@@ -121,20 +121,14 @@ class Checkpoints:
     def _failed(self, error: Exception) -> CheckpointError:
         return CheckpointError(f"a checkpoint in {self.directory} could not be written: {error}")
 
-    def _set_aside(self, entry: epath.Path, why: str) -> epath.Path:
-        target = entry.with_name(f"{entry.name}.{why}")
-        if jax.process_index() == 0:
-            if target.exists():
-                target.rmtree()
-            entry.rename(target)
-        multihost_utils.sync_global_devices(f"{entry.name} {why}")
-        return target
-
     def restore(self, abstract: TrainState) -> tuple[TrainState, Clock]:
         """The latest state, placed on the devices that `abstract` names: any mesh, not only that of the run which saved
         it.
+
+        `ConfigError` if the checkpoint is that of another model or optimiser, `CheckpointError` if it cannot be read.
         """
         assert self.latest is not None
+        folder = self.directory / str(self.latest)
         weights = {"params": abstract.params, "ema": abstract.ema, "extra": abstract.extra}
         training = {"step": abstract.step, "opt": abstract.opt, "key": abstract.key}
         arguments = ocp.args.Composite(
@@ -142,10 +136,45 @@ class Checkpoints:
             training=ocp.args.StandardRestore(training),
             clock=ocp.args.JsonRestore(),
         )
-        with _reading(self.directory / str(self.latest)):
+        with _reading(folder):
+            stored = {**_stored_shapes(folder / "weights"), **_stored_shapes(folder / "training")}
+        _check_same_arrays(folder, stored, {**_shapes(weights), **_shapes(training)})
+        with _reading(folder):
             restored = self._manager.restore(self.latest, args=arguments)
         clock = Clock(**restored["clock"])
         return TrainState(**restored["weights"], **restored["training"]), clock
+
+
+def recover(workdir: epath.PathLike) -> None:
+    """Tidies what an interrupted save left in a work directory; every process of a job calls it, before it trains.
+
+    A checkpoint that was being replaced comes back if its replacement is not whole. A half-written one is renamed, else
+    Orbax would take it for a whole one.
+    """
+    steps, unfinished = _scan(workdir)
+    if jax.process_index() == 0:
+        for entry in unfinished:
+            step = entry.name.removesuffix(REPLACED)
+            if step != entry.name and _is_whole(entry):
+                if int(step) in steps:
+                    entry.rmtree()
+                    continue
+                _rename(entry.with_name(step), entry.with_name(step + INCOMPLETE))
+                entry.rename(entry.with_name(step))
+                logging.warning("checkpoint %s was being replaced and is used again", entry.with_name(step))
+        for entry in _scan(workdir)[1]:
+            if not entry.name.endswith(INCOMPLETE):
+                logging.warning("ignoring half-written checkpoint %s", entry)
+            if entry.name.isdigit():
+                _rename(entry, entry.with_name(entry.name + INCOMPLETE))
+    multihost_utils.sync_global_devices("checkpoints recovered")
+
+
+def _rename(entry: epath.Path, target: epath.Path) -> None:
+    if entry.exists():
+        if target.exists():
+            target.rmtree()
+        entry.rename(target)
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:
@@ -157,6 +186,12 @@ def stored_config(workdir: epath.PathLike, step: int | None = None) -> ConfigDic
     """The resolved config in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
     path = epath.Path(workdir) / FOLDER / str(_chosen(workdir, step)) / "config" / "metadata"
     return from_json(path.read_text())
+
+
+def stored_clock(workdir: epath.PathLike, step: int | None = None) -> Clock:
+    """The clock in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
+    path = epath.Path(workdir) / FOLDER / str(_chosen(workdir, step)) / "clock" / "metadata"
+    return Clock(**json.loads(path.read_text()))
 
 
 def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: tuple[str, ...]) -> None:
@@ -193,6 +228,35 @@ def restore_parts(
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), entries)
         weights = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return weights["params"], weights["ema"], weights["extra"], stored_config(workdir, step), step
+
+
+def _stored_shapes(path: epath.Path) -> dict[str, tuple[int, ...]]:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return _shapes(checkpointer.metadata(path).item_metadata.tree)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path → shape of every array, as it is stored: a random key as the numbers it is made of."""
+    return {path_name(path): _stored_shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _stored_shape(leaf: Any) -> tuple[int, ...]:
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return tuple(jax.eval_shape(jax.random.key_data, leaf).shape if is_key else leaf.shape)
+
+
+def _check_same_arrays(folder: epath.Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """`ConfigError` naming some arrays that the checkpoint has and this run does not, or the other way round."""
+    changed = [name for name in sorted(stored.keys() | wanted.keys()) if stored.get(name) != wanted.get(name)]
+    if changed:
+        shown = ", ".join(
+            f"{name} ({stored.get(name, 'absent')} in the checkpoint, {wanted.get(name, 'absent')} now)"
+            for name in changed[:3]
+        )
+        raise ConfigError(
+            f"checkpoint {folder} is that of another model, optimiser or moving average: {len(changed)} of its arrays differ, "
+            f"such as {shown}; undo the change of the config, or start in another workdir (with init_from to keep the weights)"
+        )
 
 
 @contextlib.contextmanager

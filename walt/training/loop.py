@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -15,19 +15,19 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from walt.config import ConfigError
-from walt.parallel.mesh import batch_shards, make_mesh, put_batch
+from walt.parallel.mesh import batch_shards, check_processes, make_mesh, put_batch
 from walt.parallel.rules import ParameterAxes
-from walt.training.checkpoint import Checkpoints, Clock, check_config, latest_step
+from walt.training.checkpoint import Checkpoints, Clock, check_config, latest_step, recover
 from walt.training.config import TrainingConfig
 from walt.training.meter import Meter, NonFiniteError
 from walt.training.metrics import MetricLog, read_metrics
 from walt.training.profile import Profiler
 from walt.training.signals import Interrupted, StopSignal
-from walt.training.state import TrainState, abstract_state, create_state
+from walt.training.state import Initial, TrainState, abstract_state, create_state
 from walt.training.step import make_train_step
-from walt.training.task import Batch, Evaluator, Loader, Task, Tree
+from walt.training.task import Batch, Evaluator, Loader, Task
 
-__all__ = ["Interrupted", "NonFiniteError", "TrainState", "TrainingConfig", "train"]
+__all__ = ["Initial", "Interrupted", "NonFiniteError", "TrainState", "TrainingConfig", "train"]
 
 
 def train(
@@ -39,11 +39,10 @@ def train(
     resolved_config: ConfigDict,
     model_keys: Sequence[str] = (),
     evaluators: Sequence[Evaluator] = (),
-    initial_params: Mapping[str, Tree] | None = None,
-    initial_extra: Tree | None = None,
+    on_start: Callable[[], Initial] | None = None,
     on_finish: Callable[[TrainState], TrainState] | None = None,
     axes: ParameterAxes = (),
-    profile: str | None = None,
+    profile: range = range(0),
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """Train `task` to step `config.num_steps` and return the final state; goes on from the latest checkpoint in
@@ -53,10 +52,10 @@ def train(
         resolved_config: the whole experiment, stored with every checkpoint.
         model_keys: dotted prefixes of `resolved_config` that may not change between a run and its resumption
             (`ConfigError` with the differences).
-        initial_params, initial_extra: start from these values; unused when resuming.
+        on_start: called once the work directory is known to be free, and not when a run goes on: the values to start from.
         on_finish: applied once to the last state, before it is saved; keeps structure, shapes and dtypes.
         axes: where parameters lie on the mesh, see `walt.parallel.rules`.
-        profile: "START:STOP", steps to trace.
+        profile: steps to trace.
         devices: those to train on; all of them by default.
 
     A run that has finished returns its state at once. Raises `NonFiniteError` naming the step, `CheckpointError`,
@@ -64,12 +63,15 @@ def train(
     """
     profiler = Profiler(workdir, profile)
     mesh = make_mesh(config.mesh, devices)
+    _check_mesh(mesh, axes)
+    recover(workdir)
     _check_workdir(workdir, config, resolved_config, tuple(model_keys))
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
         if checkpoints.latest is None:
-            state, clock = create_state(task, config, mesh, axes, initial_params, initial_extra), Clock()
+            initial = on_start() if on_start else Initial()
+            state, clock = create_state(task, config, mesh, axes, initial), Clock()
         else:
             state, clock = checkpoints.restore(abstract_state(task, config, mesh, axes))
         step = int(state.step)
@@ -91,7 +93,10 @@ def train(
             if last or stopping or step % config.checkpoint_every == 0:
                 meter.flush()  # a loss that is not finite stops the run here: what is saved is good
                 with meter.paused():
-                    state = on_finish(state) if last and on_finish else state
+                    if last and on_finish:
+                        if step != checkpoints.latest:  # whatever happens in `on_finish`, the training is kept
+                            checkpoints.save(state, step, meter.clock(finished=False), resolved_config)
+                        state = on_finish(state)
                     if last or step != checkpoints.latest:
                         checkpoints.save(state, step, meter.clock(finished=last), resolved_config, wait=step == 0)
             if _due(evaluators, step, config) and (last or not stopping):
@@ -137,6 +142,17 @@ def _check_workdir(
             f"{workdir} is at step {step} already, but num_steps is {config.num_steps}: raise it or choose another workdir"
         )
     tqdm.write(f"resuming {workdir} from step {step}")
+
+
+def _check_mesh(mesh: Mesh, axes: ParameterAxes) -> None:
+    """Refuse mesh axes along which nothing would be divided: their devices would all do the same work."""
+    for axis in ("context", "tensor"):
+        if mesh.shape[axis] > 1 and not axes:
+            raise ConfigError(
+                f"mesh.{axis} is {mesh.shape[axis]}, but nothing of this model is divided along it; set it to 1"
+            )
+    if mesh.size >= jax.process_count() > 1:
+        check_processes(mesh)
 
 
 def _due(evaluators: Sequence[Evaluator], step: int, config: TrainingConfig) -> list[Evaluator]:

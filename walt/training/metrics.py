@@ -25,6 +25,10 @@ from tensorboardX.proto.summary_pb2 import Summary
 FILE = "metrics.jsonl"
 
 
+class MetricsError(ValueError):
+    """A log of metrics cannot be read; the message names file and line."""
+
+
 class MetricLog:
     """Appends to the log of a work directory from `step` on; lines of later steps, which a resumed run writes again,
     are removed first.
@@ -81,7 +85,7 @@ class MetricLog:
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """All lines of the log; a last line that an interruption cut short is left out, and no log is an empty one.
 
-    Raises `ValueError` naming file and line for any other line that is no JSON object with a step.
+    Raises `MetricsError` for any other line that is no JSON object with a step.
     """
     path = epath.Path(workdir) / FILE
     records = []
@@ -89,9 +93,9 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not a JSON record ({error})") from error
+            raise MetricsError(f"{path}, line {number}: not a JSON record ({error})") from error
         if not isinstance(record, dict) or "step" not in record:
-            raise ValueError(f"{path}, line {number}: a metrics record must be a JSON object with a step")
+            raise MetricsError(f"{path}, line {number}: a metrics record must be a JSON object with a step")
         records.append(record)
     return records
 

@@ -12,8 +12,9 @@ from typing import Any, Generic, TypeVar
 import jax
 from flax import nnx
 
+from walt.training.task import Tree
+
 M = TypeVar("M", bound=nnx.Module)
-Tree = dict[str, Any]
 
 
 class Functional(Generic[M]):

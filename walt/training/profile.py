@@ -1,26 +1,17 @@
-"""A profiler trace of some steps: `--profile=START:STOP`, looked at in TensorBoard or Perfetto."""
+"""A profiler trace of some steps, to be looked at in TensorBoard or Perfetto."""
 
 from __future__ import annotations
-
-import re
 
 import jax
 from etils import epath
 
-from walt.config import ConfigError
-
 
 class Profiler:
-    """Traces steps START to STOP-1 into `workdir/profile`; without a range does nothing."""
+    """Traces `steps` into `workdir/profile`."""
 
-    def __init__(self, workdir: epath.PathLike, steps: str | None):
+    def __init__(self, workdir: epath.PathLike, steps: range):
         self._folder, self._tracing = epath.Path(workdir) / "profile", False
-        self._range = range(0)
-        if steps:
-            match = re.fullmatch(r"(\d+):(\d+)", steps)
-            if match is None or int(match[1]) >= int(match[2]):
-                raise ConfigError(f"profile must be START:STOP with START before STOP, such as 10:15, got {steps!r}")
-            self._range = range(int(match[1]), int(match[2]))
+        self._range = steps
 
     def at(self, step: int) -> None:
         """Call before step number `step` (from 0) runs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -41,6 +41,17 @@ class TrainState:
     def averaged_params(self) -> dict[str, Tree]:
         """The parameters to evaluate with: the moving average of every group that has one."""
         return {**self.params, **self.ema}
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What a fresh run starts from instead of its own draw.
+
+    `params` by group: an entry that is a `jax.ShapeDtypeStruct` keeps its fresh value. `extra`: None keeps the task's.
+    """
+
+    params: Mapping[str, Tree] = field(default_factory=dict)
+    extra: Tree | None = None
 
 
 def init_state(task: Task, config: TrainingConfig) -> TrainState:
@@ -93,41 +104,46 @@ def create_state(
     config: TrainingConfig,
     mesh: Mesh,
     axes: ParameterAxes = (),
-    initial_params: Mapping[str, Tree] | None = None,
-    initial_extra: Tree | None = None,
+    initial: Initial | None = None,
 ) -> TrainState:
     """A fresh state whose arrays are created where they belong: no device ever holds a whole sharded model.
 
-    Groups in `initial_params` start from those values instead (their moving averages too), and `extra` from
-    `initial_extra`; a tree of another structure or shape raises `ConfigError`.
+    What `initial` gives takes the place of fresh values, in moving averages too; a tree of another structure or shape
+    raises `ConfigError`.
     """
     abstract = abstract_state(task, config, mesh, axes)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: init_state(task, config), out_shardings=shardings)()
-    for group, values in (initial_params or {}).items():
+    initial = initial or Initial()
+    for group, values in initial.params.items():
         if group not in state.params:
             raise ConfigError(f"initial parameters for group {group!r}, but the task has {', '.join(state.params)}")
-        placed = place(values, abstract.params[group], f"initial parameters of {group!r}")
+        placed = place(values, state.params[group], f"initial parameters of {group!r}")
         state = replace(state, params={**state.params, group: placed})
         if group in state.ema:
             state = replace(state, ema={**state.ema, group: jax.tree.map(jnp.copy, placed)})
-    if initial_extra is not None:
-        state = replace(state, extra=place(initial_extra, abstract.extra, "initial extra"))
+    if initial.extra is not None:
+        state = replace(state, extra=place(initial.extra, state.extra, "initial extra"))
     return state
 
 
-def place(values: Any, abstract: Any, what: str) -> Any:
-    """`values` on the devices and in the dtypes of `abstract`; `ConfigError` naming the first entry that does not
-    fit.
+def place(values: Any, fresh: Any, what: str) -> Any:
+    """`values` on the devices and in the dtypes of `fresh`, which fills in where `values` has only a shape;
+    `ConfigError` naming the first entry that does not fit.
     """
     given = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(values)}
-    expected = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    expected = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(fresh)}
     for name in sorted(given.keys() ^ expected.keys()):
         raise ConfigError(f"{what}: {name} is {'missing' if name in expected else 'not a parameter of this model'}")
     for name, leaf in expected.items():
         if given[name].shape != leaf.shape:
             raise ConfigError(f"{what}: {name} has shape {given[name].shape}, the model expects {leaf.shape}")
     # A copy in any case: the loop donates its state, and the caller keeps its own arrays.
-    placed = [jax.device_put(np.array(given[name], leaf.dtype), leaf.sharding) for name, leaf in expected.items()]
-    return jax.tree.unflatten(jax.tree.structure(abstract), placed)
+    placed = [
+        leaf
+        if isinstance(given[name], jax.ShapeDtypeStruct)
+        else jax.device_put(np.array(given[name], leaf.dtype), leaf.sharding)
+        for name, leaf in expected.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(fresh), placed)
