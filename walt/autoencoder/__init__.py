@@ -2,6 +2,7 @@
 
 from walt.autoencoder.config import AutoencoderConfig, ReconstructionLossConfig
 from walt.autoencoder.model import Autoencoder, reconstruct, to_float, to_uint8
+from walt.autoencoder.streaming import stream_decode, stream_encode
 from walt.autoencoder.task import AutoencoderTask, latent_statistics
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "ReconstructionLossConfig",
     "latent_statistics",
     "reconstruct",
+    "stream_decode",
+    "stream_encode",
     "to_float",
     "to_uint8",
 ]

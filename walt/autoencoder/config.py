@@ -44,6 +44,12 @@ class AutoencoderConfig:
                 raise ConfigError(
                     f"autoencoder.groups={self.groups} does not divide a level's width of {width} channels"
                 )
+        sizes = ("latent_channels", "base_channels", "res_blocks", "mid_blocks", "down_kernel", "groups")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"autoencoder.{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.temporal_kernels) < 1:
+            raise ConfigError(f"autoencoder.temporal_kernels must be positive, got {self.temporal_kernels}")
         if self.patchify not in (1, 2, 4):
             raise ConfigError(f"autoencoder.patchify={self.patchify}; it must be 1, 2 or 4")
         for stride in self.strides:
@@ -68,21 +74,44 @@ class AutoencoderConfig:
         return self.patchify * math.prod(space for _, space in self.strides)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of the latents of a clip; raises `ValueError` on sizes the encoder does not take."""
+        """(t, h, w, c) of the latents of a clip; raises `ConfigError` on sizes the encoder does not take."""
         if frames < 1 or (frames - 1) % self.time_factor:
             below = max(frames - 1, 0) // self.time_factor * self.time_factor + 1
-            raise ValueError(
+            raise ConfigError(
                 f"a clip of {frames} frames does not fit: the encoder takes 1 + {self.time_factor}k frames, so {below} or {below + self.time_factor}"
             )
         for name, side in (("height", height), ("width", width)):
             if side < 1 or side % self.space_factor:
-                raise ValueError(f"a {name} of {side} does not fit: the encoder takes multiples of {self.space_factor}")
+                raise ConfigError(
+                    f"a {name} of {side} does not fit: the encoder takes multiples of {self.space_factor}"
+                )
         return (
             1 + (frames - 1) // self.time_factor,
             height // self.space_factor,
             width // self.space_factor,
             self.latent_channels,
         )
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Shape of the critic (MAGVIT-v2 appendix); the defaults are the published one, 61.3M parameters at 17x128x128."""
+
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4, 4)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if self.base_channels < 1 or not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ConfigError(
+                "discriminator.base_channels and every entry of discriminator.channel_multipliers must be positive, got "
+                f"{self.base_channels} and {self.channel_multipliers}"
+            )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the first convolution and after each halving."""
+        return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,31 @@ from jaxtyping import Array, Float
 Size3 = tuple[int, int, int]
 
 
-class CausalConv(nnx.Module):
-    """3D convolution with replicate padding, all of the temporal padding in the past: time (k-1, 0), space ((k-1)//2, k//2)."""
+class Stream:
+    """What the layers of one forward pass over a chunk know of the frames before it.
+
+    Every causal convolution, in the order of the pass, takes the end of its last input from `before` and leaves the end
+    of this one in `after`, which is `before` of the next chunk. Without `before` the chunk is the first: the past is
+    replicated, as for a whole video.
+    """
+
+    def __init__(self, before: tuple[Array, ...] | None = None):
+        self.first = before is None
+        self.after: list[Array] = []
+        self._before = iter(before or ())
+
+    def extend(self, x: Float[Array, "b t h w c"], frames: int, stride: int) -> Float[Array, "b s h w c"]:
+        """`x` behind the `frames` frames that precede it, beginning where the convolution's next window does.
+
+        Chunks after the first begin right after a multiple of `stride`, hence stride - 1 frames before that window's end.
+        """
+        x = pad_replicate(x, (frames + 1, 1, 1)) if self.first else jnp.concatenate([next(self._before), x], axis=1)
+        self.after.append(x[:, x.shape[1] - frames :])
+        return x if self.first else x[:, stride - 1 :]
+
+
+class Conv(nnx.Module):
+    """3D convolution with replicate padding, centred in time and space: ((k-1)//2, k//2)."""
 
     def __init__(
         self,
@@ -38,18 +61,34 @@ class CausalConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b s i j d"]:
-        kernel = self.kernel[...].astype(self.dtype)
-        y = convolve(pad_replicate(x.astype(self.dtype), self.size), kernel, self.strides)
+        return self._convolve(pad_replicate(x.astype(self.dtype), self.size, causal=False))
+
+    def _convolve(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b s i j d"]:
+        y = convolve(x, self.kernel[...].astype(self.dtype), self.strides)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
-def pad_replicate(x: Float[Array, "b t h w c"], kernel: Size3) -> Float[Array, "b s i j c"]:
-    """Repeat the border so that a VALID convolution with `kernel` is causal in time and centred in space."""
-    kt, kh, kw = kernel
+class CausalConv(Conv):
+    """`Conv` with all of the temporal padding in the past: time (k-1, 0)."""
+
+    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream | None = None) -> Float[Array, "b s i j d"]:
+        x = x.astype(self.dtype)
+        sees_past = self.size[0] > 1 or self.strides[0] > 1
+        if stream is None or not sees_past:
+            x = pad_replicate(x, self.size)
+        else:
+            x = stream.extend(pad_replicate(x, (1, *self.size[1:])), self.size[0] - 1, self.strides[0])
+        return self._convolve(x)
+
+
+def pad_replicate(x: Float[Array, "b t h w c"], kernel: Size3, causal: bool = True) -> Float[Array, "b s i j c"]:
+    """Repeat the border so that a VALID convolution with `kernel` is centred in space, and in time too unless `causal`."""
     if kernel == (1, 1, 1):
         return x
-    spatial = (((kh - 1) // 2, kh // 2), ((kw - 1) // 2, kw // 2))
-    return jnp.pad(x, ((0, 0), (kt - 1, 0), *spatial, (0, 0)), mode="edge")
+    time, *space = (((k - 1) // 2, k // 2) for k in kernel)
+    if causal:
+        time = (kernel[0] - 1, 0)
+    return jnp.pad(x, ((0, 0), time, *space, (0, 0)), mode="edge")
 
 
 def convolve(
@@ -108,9 +147,11 @@ def space_to_depth(x: Float[Array, "b t H W c"], block: int) -> Float[Array, "b 
     return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h // block, w // block, block * block * c)
 
 
-def depth_to_space(x: Float[Array, "b t h w d"], time: int, space: int) -> Float[Array, "b T H W c"]:
-    """Unfold channels into (time, space, space) blocks and drop the first time-1 frames, so that frame 0 stays a frame of its own."""
+def depth_to_space(
+    x: Float[Array, "b t h w d"], time: int, space: int, first: bool = True
+) -> Float[Array, "b T H W c"]:
+    """Unfold channels into (time, space, space) blocks; at the beginning of a video (`first`) drop time-1 frames, so that frame 0 stays a frame of its own."""
     b, t, h, w, d = x.shape
     c = d // (time * space * space)
     x = x.reshape(b, t, h, w, time, space, space, c).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    return x.reshape(b, t * time, h * space, w * space, c)[:, time - 1 :]
+    return x.reshape(b, t * time, h * space, w * space, c)[:, time - 1 if first else 0 :]

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from walt.autoencoder.config import AutoencoderConfig
-from walt.autoencoder.layers import CausalConv, GroupNorm, depth_to_space, space_to_depth
+from walt.autoencoder.layers import CausalConv, GroupNorm, Stream, depth_to_space, space_to_depth
 
 PIXEL_CHANNELS = 3
+RANGE = 2.0
+"""Larger pixel values than this are no overshoot but another convention."""
 
 
 class LatentStatistic(nnx.Variable):
@@ -37,9 +40,9 @@ class ResBlock(nnx.Module):
             None if same else CausalConv(in_channels, out_channels, (1, 1, 1), use_bias=False, dtype=dtype, rngs=rngs)
         )
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
-        y = self.conv1(nnx.swish(self.norm1(x)))
-        y = self.conv2(nnx.swish(self.norm2(y)))
+    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream | None = None) -> Float[Array, "b t h w d"]:
+        y = self.conv1(nnx.swish(self.norm1(x)), stream)
+        y = self.conv2(nnx.swish(self.norm2(y)), stream)
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -55,20 +58,26 @@ class AdaptiveNorm(nnx.Module):
             config.latent_channels, 2 * channels, (1, 1, 1), dtype=jnp.dtype(config.dtype), rngs=rngs
         )
 
-    def __call__(self, x: Float[Array, "b t h w c"], latents: Float[Array, "b f i j l"]) -> Float[Array, "b t h w c"]:
-        scale, shift = jnp.split(
-            resize_nearest(self.modulation(latents), (x.shape[1], x.shape[2], x.shape[3])), 2, axis=-1
-        )
+    def __call__(
+        self, x: Float[Array, "b t h w c"], latents: Float[Array, "b f i j l"], first: bool = True
+    ) -> Float[Array, "b t h w c"]:
+        size = (x.shape[1], x.shape[2], x.shape[3])
+        scale, shift = jnp.split(resize_nearest(self.modulation(latents), size, first), 2, axis=-1)
         return self.norm(x) * (1 + scale) + shift
 
 
-def resize_nearest(z: Float[Array, "b f i j c"], size: tuple[int, int, int]) -> Float[Array, "b t h w c"]:
-    """Repeat latents onto a finer grid; in time, frame 0 stays single as in `depth_to_space`."""
+def resize_nearest(
+    z: Float[Array, "b f i j c"], size: tuple[int, int, int], first: bool = True
+) -> Float[Array, "b t h w c"]:
+    """Repeat latents onto a finer grid; at the beginning of a video frame 0 stays single, as in `depth_to_space`."""
     frames, height, width = size
-    time = 1 if z.shape[1] == 1 else (frames - 1) // (z.shape[1] - 1)
+    if first:
+        time = 1 if z.shape[1] == 1 else (frames - 1) // (z.shape[1] - 1)
+    else:
+        time = frames // z.shape[1]
     for axis, repeats in ((1, time), (2, height // z.shape[2]), (3, width // z.shape[3])):
         z = z if repeats == 1 else jnp.repeat(z, repeats, axis=axis)
-    return z[:, time - 1 :]
+    return z[:, time - 1 if first else 0 :]
 
 
 class Encoder(nnx.Module):
@@ -101,10 +110,10 @@ class Encoder(nnx.Module):
         kernel = (config.down_kernel,) * 3 if config.time_factor > 1 else (1, config.down_kernel, config.down_kernel)
         return CausalConv(channels, channels, kernel, strides=strides, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
-    def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f i j c"]:
-        x = self.stem(space_to_depth(video, self.patchify))
+    def __call__(self, video: Float[Array, "b t h w 3"], stream: Stream | None = None) -> Float[Array, "b f i j c"]:
+        x = self.stem(space_to_depth(video, self.patchify), stream)
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x, stream)
         return self.head(nnx.swish(self.norm(x)))
 
 
@@ -130,11 +139,14 @@ class DecoderLevel(nnx.Module):
                 width, width * time * space * space, (temporal_kernel, 3, 3), dtype=jnp.dtype(config.dtype), rngs=rngs
             )
 
-    def __call__(self, x: Float[Array, "b t h w c"], latents: Float[Array, "b f i j l"]) -> Float[Array, "b T H W d"]:
-        x = self.norm(x, latents)
+    def __call__(
+        self, x: Float[Array, "b t h w c"], latents: Float[Array, "b f i j l"], stream: Stream | None = None
+    ) -> Float[Array, "b T H W d"]:
+        first = stream is None or stream.first
+        x = self.norm(x, latents, first)
         for block in self.blocks:
-            x = block(x)
-        return x if self.stride is None else depth_to_space(self.up(x), *self.stride)
+            x = block(x, stream)
+        return x if self.stride is None else depth_to_space(self.up(x, stream), *self.stride, first)
 
 
 class Decoder(nnx.Module):
@@ -164,13 +176,13 @@ class Decoder(nnx.Module):
             channels, PIXEL_CHANNELS * config.patchify**2, (first_kernel, 3, 3), dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, latents: Float[Array, "b f i j c"]) -> Float[Array, "b t h w 3"]:
-        x = self.stem(latents)
+    def __call__(self, latents: Float[Array, "b f i j c"], stream: Stream | None = None) -> Float[Array, "b t h w 3"]:
+        x = self.stem(latents, stream)
         for block in self.mid:
-            x = block(x)
+            x = block(x, stream)
         for level in self.levels:
-            x = level(x, latents)
-        return depth_to_space(self.head(nnx.swish(self.norm(x))), 1, self.patchify)
+            x = level(x, latents, stream)
+        return depth_to_space(self.head(nnx.swish(self.norm(x)), stream), 1, self.patchify)
 
 
 class Autoencoder(nnx.Module):
@@ -187,13 +199,11 @@ class Autoencoder(nnx.Module):
         self.latent_std = LatentStatistic(jnp.ones(config.latent_channels))
 
     def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f i j c"]:
-        """Normalised latents of clips in [-1, 1]; raises `ValueError` unless t = 1 + 4k and the sides are multiples of 8 (factors of the config)."""
-        if not jnp.issubdtype(video.dtype, jnp.floating):
-            raise ValueError(
-                f"encode takes float video in [-1, 1], got {video.dtype}; divide uint8 pixels by 127.5 and subtract 1"
-            )
-        if video.ndim != 5 or video.shape[-1] != PIXEL_CHANNELS:
-            raise ValueError(f"encode takes [batch, time, height, width, 3], got {video.shape}")
+        """Normalised latents of clips in [-1, 1]; raises `ValueError` unless t = 1 + 4k and the sides are multiples of 8 (factors of the config).
+
+        For videos in parts see `stream_encode`.
+        """
+        self.check_video(video)
         self.config.latent_shape(*video.shape[1:4])
         return (self.encode_raw(video) - self.latent_mean[...]) / self.latent_std[...]
 
@@ -205,13 +215,29 @@ class Autoencoder(nnx.Module):
             )
         return self.decode_raw(latents * self.latent_std[...] + self.latent_mean[...])
 
-    def encode_raw(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b f i j c"]:
-        """Latents before normalisation, in float32."""
-        return self.encoder(video).astype(jnp.float32)
+    @staticmethod
+    def check_video(video: Array) -> None:
+        """Raises `ValueError` unless this is [batch, time, height, width, 3] of floats in about [-1, 1]."""
+        if not jnp.issubdtype(video.dtype, jnp.floating):
+            raise ValueError(
+                f"encode takes float video in [-1, 1], got {video.dtype}; divide uint8 pixels by 127.5 and subtract 1"
+            )
+        if video.ndim != 5 or video.shape[-1] != PIXEL_CHANNELS:
+            raise ValueError(f"encode takes [batch, time, height, width, 3], got {video.shape}")
+        # Under jit there are no values to look at. Decoded video overshoots a little and may be encoded again.
+        if not isinstance(video, jax.core.Tracer) and video.size and jnp.abs(video).max() > RANGE:
+            raise ValueError(
+                f"encode takes video in [-1, 1], got values from {video.min():g} to {video.max():g}; divide pixels of 0 to 255 "
+                "by 127.5 and subtract 1"
+            )
 
-    def decode_raw(self, latents: Float[Array, "b f i j c"]) -> Float[Array, "b t h w 3"]:
-        """Clips from latents before normalisation, in float32."""
-        return self.decoder(latents).astype(jnp.float32)
+    def encode_raw(self, video: Float[Array, "b t h w 3"], stream: Stream | None = None) -> Float[Array, "b f i j c"]:
+        """Latents before normalisation, in float32. With a `stream` the video is a chunk of a longer one."""
+        return self.encoder(video, stream).astype(jnp.float32)
+
+    def decode_raw(self, latents: Float[Array, "b f i j c"], stream: Stream | None = None) -> Float[Array, "b t h w 3"]:
+        """Clips from latents before normalisation, in float32. With a `stream` the latents are a chunk of more."""
+        return self.decoder(latents, stream).astype(jnp.float32)
 
 
 def to_float(video: Array) -> Float[Array, "..."]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from walt.autoencoder.config import AutoencoderConfig, ReconstructionLossConfig
 from walt.autoencoder.losses import reconstruction_loss
@@ -17,6 +18,10 @@ from walt.training.state import TrainState
 from walt.training.task import Batch, RowCost, Tree
 
 GROUP = "generator"
+
+
+class CollapseError(RuntimeError):
+    """The autoencoder has stopped telling its inputs apart."""
 
 
 class AutoencoderTask:
@@ -80,14 +85,14 @@ class AutoencoderTask:
 def latent_statistics(model: Functional[Autoencoder], params: Tree, clips: Iterable[np.ndarray]) -> Tree:
     """The calibrated `extra`: mean and standard deviation per channel of the raw latents of uint8 clips [B,T,H,W,3].
 
-    Moments accumulate in float64 on the host. Raises `ValueError` when there is no clip or a channel does not vary.
+    Moments accumulate in float64 on the host. Raises `CollapseError` when a channel does not vary.
     """
     encode = jax.jit(lambda params, video: model.bind(params, _uncalibrated(model)).encode_raw(to_float(video)))
     count, total, total_squared = 0, np.float64(0), np.float64(0)
     for video in clips:
-        latents = np.asarray(encode(params, video), np.float64).reshape(
-            -1, model.abstract_extra["latent_mean"].shape[0]
-        )
+        # Parameters may be spread over the devices of several hosts, and then so are the latents.
+        latents = multihost_utils.process_allgather(encode(params, video), tiled=True)
+        latents = np.asarray(latents, np.float64).reshape(-1, latents.shape[-1])
         count, total, total_squared = (
             count + len(latents),
             total + latents.sum(0),
@@ -98,7 +103,7 @@ def latent_statistics(model: Functional[Autoencoder], params: Tree, clips: Itera
     mean = total / count
     std = np.sqrt(np.maximum(total_squared / count - np.square(mean), 0))
     if not np.all(std > 1e-6):
-        raise ValueError(
+        raise CollapseError(
             f"latent channels {np.flatnonzero(std <= 1e-6).tolist()} do not vary over {count} positions; the autoencoder has collapsed"
         )
     return {"latent_mean": jnp.asarray(mean, jnp.float32), "latent_std": jnp.asarray(std, jnp.float32)}
