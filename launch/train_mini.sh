@@ -13,13 +13,13 @@ walt() { .venv/bin/python -m walt.cli "$@"; }
 autoencoder=() transformer=()
 if [[ -n "$START" ]]; then
   autoencoder=(--config.init_from.path="$START" --config.training.optimizer.learning_rate=5e-4 --config.training.num_steps=600)
-  transformer=(--config.init_from.path="$START" --config.training.optimizer.learning_rate=5e-4 --config.training.num_steps=2000)
+  transformer=(--config.init_from.path="$START" --config.training.optimizer.learning_rate=5e-4 --config.training.num_steps=1500)
 fi
 
 walt prepare atari --output="$RUN/footage" --clips="$CLIPS" --heldout=256
 walt train --config=autoencoder/atari --workdir="$RUN/autoencoder" --config.data.path="$RUN/footage" \
   "${autoencoder[@]+"${autoencoder[@]}"}"
-walt prepare latents --autoencoder="$RUN/autoencoder" --input="$RUN/footage" --output="$RUN/latents" --limit=4000
+walt prepare latents --autoencoder="$RUN/autoencoder" --input="$RUN/footage" --output="$RUN/latents" --limit=2500
 walt train --config=t2v/atari --workdir="$RUN/t2v" --config.data.path="$RUN/latents" \
   --config.autoencoder_path="$RUN/autoencoder" "${transformer[@]+"${transformer[@]}"}"
 
