@@ -16,7 +16,7 @@ from walt.data.loader import LatentLoader
 from walt.data.records import DatasetError, RecordSource, read_manifest
 from walt.diffusion.task import DiffusionTask
 from walt.experiment.config import DiffusionExperiment
-from walt.experiment.weights import initial_weights
+from walt.experiment.weights import check_same_tokens, initial_weights
 from walt.generation.bundle import TOKENIZER, Bundle, Component, encoder_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_bundle, shipped_bundles
