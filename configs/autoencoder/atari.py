@@ -4,7 +4,7 @@ A patchify stem of 4 and spatial-only convolutions above the latent grid keep it
 per clip of 17 frames. It is the class and the loss of the large ones.
 """
 
-from walt.autoencoder.config import AutoencoderConfig, ReconstructionLossConfig
+from walt.autoencoder.config import AutoencoderConfig, AutoencoderLossConfig
 from walt.config import ConfigError, to_config_dict
 from walt.data.loader import LoaderConfig
 from walt.experiment.config import AutoencoderExperiment
@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
                 patchify=4,
                 groups=8,
             ),
-            loss=ReconstructionLossConfig(motion_weight=4.0, difference_weight=0.5, latent_noise=0.1),
+            loss=AutoencoderLossConfig(motion_weight=4.0, difference_weight=0.5, latent_noise=0.1),
             training=TrainingConfig(
                 num_steps=20 if short else 3000,
                 log_every=5 if short else 25,

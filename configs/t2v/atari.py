@@ -54,5 +54,6 @@ def get_config(variant: str = ""):
                 ),
             ),
             heldout_every=500,
+            samples_every=20 if short else 1500,
         )
     )

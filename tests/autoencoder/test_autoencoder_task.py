@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from walt.autoencoder.config import AutoencoderConfig, ReconstructionLossConfig
+from walt.autoencoder.config import AutoencoderConfig, AutoencoderLossConfig
 from walt.autoencoder.losses import reconstruction_loss
-from walt.autoencoder.task import GROUP, AutoencoderTask, latent_statistics
+from walt.autoencoder.task import GENERATOR, AutoencoderTask, latent_statistics
 from walt.config import to_config_dict
 from walt.training.config import OptimizerConfig, TrainingConfig
 from walt.training.loop import train
@@ -28,7 +28,7 @@ TINY = AutoencoderConfig(
 
 
 def test_difference_loss_sees_flicker_and_not_an_offset():
-    config = ReconstructionLossConfig(mse_weight=0.0, difference_weight=2.0)
+    config = AutoencoderLossConfig(mse_weight=0.0, difference_weight=2.0)
     video = jnp.zeros((1, 3, 2, 2, 3))
     assert float(reconstruction_loss(config, video + 0.4, video)[0]) == 0.0
     flicker = video.at[:, 1].add(0.2)  # 0.1 on the [0, 1] scale, up and down again
@@ -38,8 +38,8 @@ def test_difference_loss_sees_flicker_and_not_an_offset():
 def test_motion_weight_counts_errors_of_moving_pixels_more():
     video = jnp.zeros((1, 4, 2, 2, 3)).at[:, ::2, 0, 0].set(1.0)  # one pixel of four moves
     plain, weighted = (
-        ReconstructionLossConfig(mse_weight=1.0),
-        ReconstructionLossConfig(mse_weight=1.0, motion_weight=3.0),
+        AutoencoderLossConfig(mse_weight=1.0),
+        AutoencoderLossConfig(mse_weight=1.0, motion_weight=3.0),
     )
     for pixel, factor in ((0, 4.0), (1, 1.0)):
         wrong = video.at[:, :, pixel, pixel].add(0.2)
@@ -52,14 +52,14 @@ def test_motion_weight_counts_errors_of_moving_pixels_more():
 
 
 def test_frozen_encoder_and_latent_noise():
-    loss = ReconstructionLossConfig(latent_noise=0.5, freeze_encoder=True)
+    loss = AutoencoderLossConfig(latent_noise=0.5, freeze_encoder=True)
     task = AutoencoderTask(TINY, loss, (5, 16, 16))
     params, extra = jax.jit(task.init)(jax.random.key(0))
     batch = {"video": jnp.asarray(clips()), "row": jnp.arange(4)}
     step = gradients(task)
     grads, metrics = step(params, extra, batch, jax.random.key(1))
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads[GROUP]["encoder"]))
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads[GROUP]["decoder"]))
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads[GENERATOR]["encoder"]))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads[GENERATOR]["decoder"]))
     _, other = step(params, extra, batch, jax.random.key(2))
     assert float(other["loss"]) != float(metrics["loss"])
     evaluate = jax.jit(task.eval_step)
@@ -69,7 +69,7 @@ def test_frozen_encoder_and_latent_noise():
 
 @pytest.fixture(scope="module")
 def task():
-    return AutoencoderTask(TINY, ReconstructionLossConfig(), (5, 16, 16))
+    return AutoencoderTask(TINY, AutoencoderLossConfig(), (5, 16, 16))
 
 
 def clips(rows=4, seed=0):
@@ -102,7 +102,7 @@ class Clips:
 def test_loss_by_hand():
     video = jnp.zeros((2, 1, 2, 2, 3))
     reconstruction = video.at[0].add(0.2)  # 0.1 on the [0, 1] scale
-    loss, metrics = reconstruction_loss(ReconstructionLossConfig(mse_weight=5.0), reconstruction, video)
+    loss, metrics = reconstruction_loss(AutoencoderLossConfig(mse_weight=5.0), reconstruction, video)
     assert float(loss) == pytest.approx(5 * 0.5 * 0.01, rel=1e-5)
     assert float(metrics["psnr"]) == pytest.approx((20.0 + 100.0) / 2, rel=1e-4)  # an exact clip counts as 100 dB
 
@@ -128,7 +128,9 @@ def test_training_learns_and_ends_calibrated(task, tmp_path):
 
     def calibrate(state):
         batches = (clips(seed=i) for i in range(8))
-        return dataclasses.replace(state, extra=latent_statistics(task.model, state.averaged_params()[GROUP], batches))
+        return dataclasses.replace(
+            state, extra=latent_statistics(task.model, state.averaged_params()[GENERATOR], batches)
+        )
 
     state = train(
         task,
@@ -145,7 +147,7 @@ def test_training_learns_and_ends_calibrated(task, tmp_path):
     before = evaluate(fresh, extra, batch, jax.random.key(0))
     after = evaluate(state.params, state.extra, batch, jax.random.key(0))
     assert float(after["psnr"]) > float(before["psnr"]) + 3
-    encode = jax.jit(lambda video: task.model.bind(state.averaged_params()[GROUP], state.extra).encode(video))
+    encode = jax.jit(lambda video: task.model.bind(state.averaged_params()[GENERATOR], state.extra).encode(video))
     latents = np.concatenate([encode(jnp.asarray(clips(seed=i)) / 127.5 - 1.0) for i in range(8)]).reshape(-1, 4)
     np.testing.assert_allclose(latents.mean(0), 0, atol=1e-2)
     np.testing.assert_allclose(latents.std(0), 1, atol=1e-2)
@@ -154,8 +156,8 @@ def test_training_learns_and_ends_calibrated(task, tmp_path):
 def test_calibration_refuses_nothing_and_collapse(task):
     params, _ = task.init(jax.random.key(0))
     with pytest.raises(ValueError, match="at least one clip"):
-        latent_statistics(task.model, params[GROUP], [])
-    dead = jax.tree.map(jnp.zeros_like, params[GROUP])
+        latent_statistics(task.model, params[GENERATOR], [])
+    dead = jax.tree.map(jnp.zeros_like, params[GENERATOR])
     with pytest.raises(ValueError, match="collapsed"):
         latent_statistics(task.model, dead, [clips()])
 

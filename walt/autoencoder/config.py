@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from walt.config import ConfigError
@@ -32,6 +32,11 @@ class AutoencoderConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        for name in ("latent_channels", "base_channels", "res_blocks", "down_kernel", "groups"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"autoencoder.{name} must be at least 1, got {getattr(self, name)}")
+        if self.mid_blocks < 0:
+            raise ConfigError(f"autoencoder.mid_blocks must be 0 or more, got {self.mid_blocks}")
         levels = len(self.channel_multipliers)
         if len(self.strides) != levels - 1:
             raise ConfigError(f"autoencoder.strides has {len(self.strides)} entries; {levels} levels need {levels - 1}")
@@ -44,10 +49,6 @@ class AutoencoderConfig:
                 raise ConfigError(
                     f"autoencoder.groups={self.groups} does not divide a level's width of {width} channels"
                 )
-        sizes = ("latent_channels", "base_channels", "res_blocks", "mid_blocks", "down_kernel", "groups")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"autoencoder.{name} must be at least 1, got {getattr(self, name)}")
         if min(self.temporal_kernels) < 1:
             raise ConfigError(f"autoencoder.temporal_kernels must be positive, got {self.temporal_kernels}")
         if self.patchify not in (1, 2, 4):
@@ -115,8 +116,33 @@ class DiscriminatorConfig:
 
 
 @dataclass(frozen=True)
-class ReconstructionLossConfig:
-    """Weights of the stage-1 losses, all on pixels in [0, 1].
+class AdversarialConfig:
+    """The critic and its losses; the weights are the published ones (W.A.L.T, after MAGVIT-v2).
+
+    Attributes:
+      weight: of the generator's non-saturating loss.
+      r1_weight: of the squared gradient of the critic's logits at real clips, without the usual one half (Mescheder et al., 2018).
+      lecam_weight: of LeCAM regularisation (Tseng et al., 2021), which ties the logits to moving averages of the other side's.
+      lecam_decay: of those moving averages.
+    """
+
+    weight: float = 0.1
+    r1_weight: float = 10.0
+    lecam_weight: float = 0.001
+    lecam_decay: float = 0.999
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    def __post_init__(self):
+        for name in ("weight", "r1_weight", "lecam_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"adversarial.{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.lecam_decay < 1:
+            raise ConfigError(f"adversarial.lecam_decay must be in [0, 1), got {self.lecam_decay}")
+
+
+@dataclass(frozen=True)
+class AutoencoderLossConfig:
+    """The stage-1 losses and their weights, all on pixels in [0, 1].
 
     Attributes:
       mse_weight: of the mean squared error (MAGVIT-v2: 5).
@@ -128,6 +154,8 @@ class ReconstructionLossConfig:
       latent_noise: standard deviation of noise added to the latents that the decoder is trained on, relative to the spread
         of each channel in a clip [our choice]. What a diffusion model samples is never quite what an encoder makes.
       freeze_encoder: train the decoder alone; latents, and whatever was trained on them, stay valid.
+      perceptual: a distance of features of a trained network; None trains without one.
+      adversarial: a critic to train against; None trains without one.
     """
 
     mse_weight: float = 5.0
@@ -135,8 +163,37 @@ class ReconstructionLossConfig:
     difference_weight: float = 0.0
     latent_noise: float = 0.0
     freeze_encoder: bool = False
+    perceptual: PerceptualConfig | None = None
+    adversarial: AdversarialConfig | None = None
 
     def __post_init__(self):
         for name in ("mse_weight", "motion_weight", "difference_weight", "latent_noise"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"loss.{name} must be 0 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class PerceptualConfig:
+    """Which features the perceptual distance compares; see `walt.autoencoder.perceptual`.
+
+    Attributes:
+      weight: of the distance in the loss (MAGVIT-v2, for a distance of its own: 0.1).
+      network: whose features.
+      stages: ends of the network's stages, 0 to 6, which reduce a frame by 2, 4, 8, 16, 16, 32 and 32 [our choice: the last
+        of each size but the coarsest, which sees little but the border of small frames].
+      size: pixels that the shorter side of a frame is resized to first, up or down; None takes frames as they are. Frames
+        under 64 pixels leave the deepest stage above less than 4x4 positions, and are better enlarged.
+    """
+
+    weight: float = 0.1
+    network: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    stages: tuple[int, ...] = (0, 1, 2, 4)
+    size: int | None = None
+
+    def __post_init__(self):
+        if self.weight < 0:
+            raise ConfigError(f"perceptual.weight must be 0 or more, got {self.weight}")
+        if not self.stages or list(self.stages) != sorted(set(self.stages) & set(range(7))):
+            raise ConfigError(f"perceptual.stages must be increasing numbers from 0 to 6, got {self.stages}")
+        if self.size is not None and self.size < 32:
+            raise ConfigError(f"perceptual.size={self.size}; it must be at least 32, or None for frames as they are")

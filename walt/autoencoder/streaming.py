@@ -7,7 +7,7 @@ before. Memory depends on the size of the chunks and not on their number.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -17,18 +17,19 @@ from jaxtyping import Array, Float
 
 from walt.autoencoder.layers import Stream
 from walt.autoencoder.model import Autoencoder
+from walt.autoencoder.tiling import Step, Tiling, tiled
 
 Carry = tuple[Array, ...] | None
 
 
 def stream_encode(
-    model: Autoencoder, chunks: Iterable[Float[Array, "b t h w 3"]]
+    model: Autoencoder, chunks: Iterable[Float[Array, "b t h w 3"]], tiling: Tiling | None = None
 ) -> Iterator[Float[Array, "b f i j c"]]:
     """Normalised latents of a video in [-1, 1] that arrives in chunks of any numbers of frames.
 
     The latents of all chunks, put together along time, are `model.encode` of the whole video. A latent frame comes out
     as soon as all its frames have come in. Compiled once per number of frames that is processed at a time; chunks of equal
-    size give at most four of them.
+    size give at most four of them. With a `tiling`, frames are processed in tiles (approximate).
 
     Raises:
       ValueError: a chunk is no video that `model.encode` takes, differs from the first in anything but its length, or
@@ -36,11 +37,14 @@ def stream_encode(
     """
     unit = model.config.time_factor
     graph, state = nnx.split(model)
-    yield from _stream(functools.partial(_encode, graph, state), _checked(chunks, model), unit)
+    step: Step = functools.partial(_encode, graph, state)
+    if tiling is not None:
+        step = tiled(step, tiling, model.config.space_factor, 1)
+    yield from _stream(step, _checked(chunks, model), unit)
 
 
 def stream_decode(
-    model: Autoencoder, chunks: Iterable[Float[Array, "b f i j c"]]
+    model: Autoencoder, chunks: Iterable[Float[Array, "b f i j c"]], tiling: Tiling | None = None
 ) -> Iterator[Float[Array, "b t h w 3"]]:
     """Clips in about [-1, 1] from normalised latents that arrive in chunks of any numbers of latent frames.
 
@@ -55,7 +59,10 @@ def stream_decode(
             yield chunk
 
     graph, state = nnx.split(model)
-    yield from _stream(functools.partial(_decode, graph, state), checked(), 1)
+    step: Step = functools.partial(_decode, graph, state)
+    if tiling is not None:
+        step = tiled(step, tiling, 1, model.config.space_factor)
+    yield from _stream(step, checked(), 1)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -72,8 +79,8 @@ def _decode(graph: Any, state: Any, latents: Array, before: Carry) -> tuple[Arra
     return video, tuple(stream.after)
 
 
-def _stream(step: Callable[[Array, Carry], tuple[Array, Carry]], chunks: Iterable[Array], unit: int) -> Iterator[Array]:
-    carry: Carry = None
+def _stream(step: Step, chunks: Iterable[Array], unit: int) -> Iterator[Array]:
+    carry: Any = None
     for piece in _regroup(chunks, unit):
         result, carry = step(piece, carry)
         yield result

@@ -1,0 +1,8 @@
+"""The text-to-video autoencoder at 17x512x896, 1,000,000 steps."""
+
+from walt.experiment.presets import published_autoencoder
+
+
+def get_config(variant: str = ""):
+    """Variants: "" is the published run; "mini" is narrow and short."""
+    return published_autoencoder("data/t2v_512x896", 1_000_000, variant)

@@ -1,0 +1,71 @@
+"""From an image autoencoder to a video autoencoder that gives the same pictures (MAGVIT-v2, appendix on inflation).
+
+Each 2D kernel becomes the last temporal slice of a 3D kernel, the slice that sees the present frame, and the other slices
+are zero. Depth-to-space in time repeats the weight along its output channels, so every frame it makes is the same. The
+inflated model gives on any frame what the image model gives, and of a video every `time_factor`-th frame, held until the
+next: on a static video that is the image model exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from walt.autoencoder.config import AutoencoderConfig
+from walt.autoencoder.model import Autoencoder
+from walt.config import ConfigError
+from walt.parallel.rules import path_name
+from walt.training.module import Functional
+from walt.training.task import Tree
+
+CHANNELS, OUTPUTS = -2, -1
+
+
+def inflate(params: Tree, image: AutoencoderConfig, video: AutoencoderConfig) -> Tree:
+    """Parameters of the video autoencoder `video` from those of the image autoencoder `image`.
+
+    Raises `ConfigError` unless the two differ in nothing but time: `temporal_kernels`, the first entries of `strides`, and
+    `dtype`.
+    """
+    _check(image, video)
+    abstract = Functional(lambda rngs: Autoencoder(video, rngs)).abstract_params
+    flat = {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def inflated(path: tuple, target: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path_name(path)
+        found = flat.get(name)
+        if found is None:
+            raise ConfigError(f"the image autoencoder has no parameter {name}")
+        if name.rsplit("/", 1)[-1] == "kernel" and found.ndim == 5:
+            return _inflated_kernel(found, target.shape)
+        return np.tile(found, target.shape[0] // found.shape[0]) if found.ndim == 1 else found
+
+    return jax.tree_util.tree_map_with_path(inflated, abstract)
+
+
+def _inflated_kernel(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A kernel [1, h, w, c, d] as the last temporal slice of one of `shape`; more outputs are repeats of the same ones."""
+    result = np.zeros(shape, kernel.dtype)
+    result[-1] = np.tile(kernel[0], shape[OUTPUTS] // kernel.shape[OUTPUTS])
+    return result
+
+
+def _check(image: AutoencoderConfig, video: AutoencoderConfig) -> None:
+    if image.time_factor != 1 or set(image.temporal_kernels) != {1}:
+        raise ConfigError(
+            "only an image autoencoder can be inflated: one whose temporal_kernels are all 1 and whose strides keep time"
+        )
+    spatial = [tuple(space for _, space in config.strides) for config in (image, video)]
+    timeless = [
+        dataclasses.replace(config, temporal_kernels=image.temporal_kernels, strides=image.strides, dtype=image.dtype)
+        for config in (image, video)
+        if len(config.temporal_kernels) == len(image.temporal_kernels)
+    ]
+    if len(timeless) < 2 or timeless[0] != timeless[1] or spatial[0] != spatial[1]:
+        fields = [field.name for field in dataclasses.fields(image) if field.name not in ("temporal_kernels", "dtype")]
+        different = [name for name in fields if getattr(image, name) != getattr(video, name)]
+        raise ConfigError(
+            f"the image and the video autoencoder must differ in time alone, but {', '.join(different)} differ"
+        )
