@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -137,32 +137,52 @@ def write_video(path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fp
       MediaError: wrong array, suffix, rate or scale.
     """
     check_video(video)
-    suffix = Path(path).suffix.lower()
-    if suffix not in (*_CODECS, ".gif"):
-        raise MediaError(f"{path} must end in .mp4, .webm or .gif.")
-    if not fps > 0 or scale < 1:
-        raise MediaError(f"fps and scale must be positive, got {fps} and {scale}.")
-    video = video.repeat(scale, axis=1).repeat(scale, axis=2)
+    _check_writable(path, (*_CODECS, ".gif"), fps, scale)
+    if Path(path).suffix.lower() != ".gif":
+        with video_writer(path, fps, scale=scale) as write:
+            write(video)
+        return
     with atomic_path(path) as temporary:
-        if suffix == ".gif":
-            _write_gif(temporary, video, fps)
-        else:
-            _write_stream(temporary, video, fps, *_CODECS[suffix])
+        _write_gif(temporary, _enlarged(video, scale), fps)
 
 
-def _write_stream(
-    path: Path, video: np.ndarray, fps: float, codec: str, options: dict, container_options: dict
-) -> None:
-    video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), "edge")
-    with av.open(str(path), "w", options=container_options) as container:
+@contextlib.contextmanager
+def video_writer(path: str | os.PathLike, fps: float, *, scale: int = 1) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that appends frames, uint8 [T, H, W, 3], to an .mp4 or .webm that is never held in memory.
+
+    The file appears when the block succeeds, as a whole or not at all. Arguments and errors are those of `write_video`.
+    """
+    _check_writable(path, tuple(_CODECS), fps, scale)
+    codec, options, container_options = _CODECS[Path(path).suffix.lower()]
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         assert isinstance(stream, av.VideoStream)
         # Without these tags a player guesses by size which matrix turns YUV back into RGB.
         stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU601, ColorRange.MPEG
-        stream.height, stream.width, stream.pix_fmt = video.shape[1], video.shape[2], "yuv420p"
-        for pixels in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        stream.pix_fmt = "yuv420p"
+
+        def write(video: np.ndarray) -> None:
+            check_video(video)
+            for pixels in video:
+                pixels = _enlarged(pixels[None], scale)[0]
+                pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), "edge")
+                if not stream.codec_context.is_open:
+                    stream.height, stream.width = pixels.shape[:2]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+
+        yield write
         container.mux(stream.encode())
+
+
+def _check_writable(path: str | os.PathLike, suffixes: Sequence[str], fps: float, scale: int) -> None:
+    if Path(path).suffix.lower() not in suffixes:
+        raise MediaError(f"{path} must end in {', '.join(suffixes[:-1])} or {suffixes[-1]}.")
+    if not fps > 0 or scale < 1:
+        raise MediaError(f"fps and scale must be positive, got {fps} and {scale}.")
+
+
+def _enlarged(video: np.ndarray, scale: int) -> np.ndarray:
+    return video.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def _write_gif(path: Path, video: np.ndarray, fps: float) -> None:

@@ -6,7 +6,7 @@ here and say what they did.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -51,3 +51,37 @@ def fit(
     return np.pad(video, padding, mode="edge"), lambda result: result[
         ..., : size.frames, : size.height, : size.width, :
     ]
+
+
+def fit_stream(
+    chunks: Iterable[Shaped[np.ndarray, "t h w c"]], time_factor: int = 4, space_factor: int = 8
+) -> tuple[Iterator[np.ndarray], Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]]:
+    """`fit` for a video that arrives in chunks and whose length shows only at its end.
+
+    Returns the padded chunks, and the function that crops the chunks of a result back. A result's frames are given only
+    once as many have been taken from `chunks`, so what was made of the padding at the end is left out.
+    """
+    taken, size = 0, VideoSize(0, 0, 0)
+
+    def padded() -> Iterator[np.ndarray]:
+        nonlocal taken, size
+        for chunk in chunks:
+            if not taken:
+                size = VideoSize(1, *chunk.shape[1:3])
+                fitted = fit_size(size, time_factor, space_factor)
+            taken += len(chunk)
+            padding = (*((0, big - small) for big, small in zip(fitted[1:], size[1:])), (0, 0))
+            chunk = np.pad(chunk, ((0, 0), *padding), mode="edge")
+            yield chunk
+        if taken and (missing := -(taken - 1) % time_factor):
+            yield np.repeat(chunk[-1:], missing, axis=0)
+
+    def crop(results: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        given = 0
+        for result in results:
+            kept = result[: taken - given, : size.height, : size.width]
+            given += len(kept)
+            if len(kept):
+                yield kept
+
+    return padded(), crop
