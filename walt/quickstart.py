@@ -3,7 +3,7 @@
     walt quickstart --output=runs/quickstart
     walt quickstart --output=runs/scratch --from_scratch --autoencoder_seconds=1800
 
-Started again, it goes on where it stopped; a finished run only writes its report again.
+Started again, it goes on where it stopped; a finished run only prints its results again.
 """
 
 from __future__ import annotations

@@ -49,13 +49,13 @@ def main(argv: Sequence[str]) -> None:
     """Samples and writes; `argv` is [program, --flag=value, ...]."""
     rest, prompts = split_prompts(argv)
     arguments = command.parse(Arguments, rest)
-    output = Path(arguments.output).expanduser()
-    if output.suffix.lower() not in SUFFIXES:
+    if Path(arguments.output).suffix.lower() not in SUFFIXES:
         raise command.CommandError(f"--output must end in {', '.join(SUFFIXES)}, got {arguments.output!r}")
     if arguments.fps is not None and not 0 < arguments.fps <= 1000:
         raise command.CommandError(f"--fps must be between 0 and 1000, got {arguments.fps}")
     if arguments.scale is not None and not 1 <= arguments.scale <= 64:
         raise command.CommandError(f"--scale must be between 1 and 64, got {arguments.scale}")
+    output = command.output_file(arguments.output)
 
     from walt.generation.pipeline import load  # imports jax: errors in flags need not wait for it
 

@@ -141,8 +141,9 @@ def test_bad_requests(toy: Path, tmp_path: Path) -> None:
         recipe.prepare(config(toy.parent, tmp_path / "out"))
     with pytest.raises(ConfigError, match="either directory or name"):
         TfdsConfig(output="x")
-    with pytest.raises(ConfigError, match=r"template must contain \{\}"):
-        config(toy, tmp_path, template="a video")
+    for template in ("a video", "{} of {x}", "{} {}", "{", "{{}}", "{.name}", "{:d}"):
+        with pytest.raises(ConfigError, match=r"template must contain \{\}"):
+            config(toy, tmp_path, template=template)
 
 
 def test_short_examples_can_be_skipped(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

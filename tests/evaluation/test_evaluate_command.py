@@ -133,12 +133,11 @@ def test_a_folder_without_usable_prompts_is_named(real, footage, tmp_path):
     (folder / "002.txt").write_text("\n")
     with pytest.raises(source.EvaluationError, match=r"002\.gif has no prompt: write it to 002\.txt"):
         source.read_generated(folder, heldout, labels)
-    (folder / "captions.csv").write_text("file,caption\n000.gif,\n")
-    with pytest.raises(source.EvaluationError, match=r"captions\.csv, entry 1: `file` and `caption`"):
+    (folder / "002.txt").write_bytes("ein Spiel für zwei".encode("latin-1"))
+    with pytest.raises(media.MediaError, match=r"002\.txt is not UTF-8 text"):
         source.read_generated(folder, heldout, labels)
-    (folder / "captions.csv").unlink()
-    (folder / "captions.jsonl").write_text("{oops\n")
-    with pytest.raises(source.EvaluationError, match=r"captions\.jsonl cannot be read"):
+    (folder / "captions.jsonl").write_text('{"file": 5, "caption": "a game of dusk"}\n')
+    with pytest.raises(media.MediaError, match=r"Entry 1 of .*captions\.jsonl must have a `file` and a `caption`"):
         source.read_generated(folder, heldout, labels)
 
 
@@ -158,14 +157,26 @@ def test_videos_of_unlike_shapes_and_empty_folders_are_named(real, footage, tmp_
         source.read_generated(folder, heldout, labels)
 
 
+def test_stills_are_measured_without_their_motion(footage, tmp_path, capsys):
+    stills = [footage(6, seed=seed, side=32, frames=1) for seed in (1, 2, 9)]
+    real = prepare(tmp_path / "stills", train=stills[0], heldout=stills[1])
+    folder = write_folder(tmp_path / "samples", stills[2])
+    out, page = tmp_path / "result.json", tmp_path / "page.html"
+    evaluate.main(["walt evaluate", f"--real={real}", f"--generated={folder}", f"--json={out}", f"--report={page}"])
+    figures = json.loads(out.read_text())
+    assert figures["prompt_accuracy"] == 1.0 and figures["diversity_ratio"] > 0.25
+    assert not any(name.startswith("motion") for name in figures)
+    assert "“a game of dusk”" in page.read_text()
+
+
 def test_errors_of_the_command_say_what_would_be_right(real, tmp_path):
     flags = ["walt evaluate", f"--real={real}", f"--generated={real}"]
     with pytest.raises(command.CommandError, match="--generated is missing"):
         evaluate.main(flags[:2])
     with pytest.raises(ValueError, match="unknown protocol 'ucf101-magvit': this release has only atari-mini"):
         evaluate.main([*flags, "--protocol=ucf101-magvit"])
-    with pytest.raises(command.CommandError, match=r"no folder .*absent"):
-        evaluate.main([*flags, f"--json={tmp_path}/absent/x.json"])
+    with pytest.raises(command.CommandError, match=r"real is a folder; the output must be the name of a file"):
+        evaluate.main([*flags, f"--json={real}"])
     with pytest.raises(DatasetError, match="nowhere"):
         evaluate.main(["walt evaluate", f"--real={tmp_path}/nowhere", f"--generated={real}"])
 

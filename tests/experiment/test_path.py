@@ -13,7 +13,7 @@ from walt.config import ConfigError, apply_overrides, load, to_config_dict
 from walt.data import records
 from walt.data.media import encode_clip
 from walt.experiment import latents
-from walt.experiment.progress import Progress
+from walt.generation.sources import open_bundle
 
 GAMES = ("boxing", "freeway")
 
@@ -107,6 +107,18 @@ def test_latents_again_are_a_no_op_and_other_arguments_are_refused(encoded, auto
         latents.prepare(autoencoder, footage, encoded, limit=4)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_only_an_autoencoder_that_still_changes_is_refused(footage, tmp_path, monkeypatch, stage):
+    """An unfinished run of stage 2 leaves its autoencoder as it found it."""
+    bundle = open_bundle("mini")
+    kept = {name: part for name, part in bundle.components.items() if stage == 2 or name == "autoencoder"}
+    unfinished = dataclasses.replace(bundle, components=kept, card={"finished": False})
+    monkeypatch.setattr(latents, "open_autoencoder", lambda path: unfinished)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="let its training finish" if stage == 1 else "file is a file"):
+        latents.prepare("run", footage, tmp_path / "file")
+
+
 def test_a_part_of_the_clips(autoencoder, footage, tmp_path):
     manifest = latents.prepare(autoencoder, footage, tmp_path / "some", limit=5)
     assert manifest.splits["train"].count == 5 and manifest.splits["heldout"].count == 4
@@ -116,7 +128,7 @@ def test_workdir_generates(transformer, capsys):
     pipeline = walt.load(transformer)
     video = pipeline.generate("a game of boxing", num_frames=5, height=60, width=64, steps=2, seed=1)
     assert video.shape == (5, 60, 64, 3) and video.dtype == np.uint8
-    assert "rounded up" in capsys.readouterr().out
+    assert "rounded up" in capsys.readouterr().out and pipeline.fps == 15.0
     np.testing.assert_array_equal(
         video, pipeline.generate("a game of boxing", num_frames=5, height=60, width=64, steps=2, seed=1)
     )
@@ -155,14 +167,3 @@ def test_starting_from_a_bundle_keeps_its_weights(autoencoder, footage, tmp_path
     clip = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
     ours, theirs = walt.load(tmp_path / "tuned"), walt.load(autoencoder)
     assert np.abs(ours.reconstruct(clip).astype(int) - theirs.reconstruct(clip)).max() <= 1
-
-
-def test_progress_refuses_another_request_and_keeps_decisions(tmp_path):
-    progress = Progress(tmp_path, {"clips": 4, "games": ("a", "b")})
-    assert progress.decide("steps", lambda: 7) == 7
-    with progress.stage("one"):
-        pass
-    again = Progress(tmp_path, {"clips": 4, "games": ("a", "b")})
-    assert again.decide("steps", lambda: 9) == 7 and "one" in again.seconds
-    with pytest.raises(ConfigError, match="clips: 4 -> 5"):
-        Progress(tmp_path, {"clips": 5, "games": ("a", "b")})

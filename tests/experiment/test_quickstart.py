@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+import walt
 from walt.config import ConfigError
+from walt.experiment.progress import Progress
 from walt.experiment.quickstart import QuickstartConfig, run
 
 TINY = {
@@ -34,11 +36,49 @@ def test_leaves_report_videos_model_and_figures_and_runs_again(tmp_path, capsys,
     assert "Stage 2" in page and 'src="http' not in page and 'href="http' not in page
     printed = capsys.readouterr().out
     assert all(str(output / name) in printed for name in ("report.html", "videos", "bundle", "metrics.json"))
-    steps = (output / "progress.json").read_text()
-    run(config)
-    assert json.loads((output / "progress.json").read_text())["decisions"] == json.loads(steps)["decisions"]
+    assert list(written["seconds_by_stage"])[-1] == "write report"
+    assert written["seconds_total"] == pytest.approx(sum(written["seconds_by_stage"].values()), abs=0.1)
+    assert walt.load(output / "bundle").fps == 15.0
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    assert run(config) == written
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+    assert printed.endswith(capsys.readouterr().out.lstrip()), "the results are printed again, and nothing else"
     with pytest.raises(ConfigError, match="seeds: 2 -> 3"):
         run(QuickstartConfig(output=str(output), from_scratch=from_scratch, **{**TINY, "seeds": 3}))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "problem"),
+    [
+        ({"clips": 4}, r"clips must be at least 1 per game \(8\), got 4"),
+        ({"games": ("boxing", "fishing_darby")}, "no game 'fishing_darby'; did you mean 'fishing_derby'"),
+        ({"autoencoder": "nowhere"}, "nowhere does not exist"),
+    ],
+)
+def test_a_mistake_leaves_the_folder_free_for_the_right_arguments(tmp_path, mistake, problem):
+    pytest.importorskip("ale_py", reason="the atari recipe needs the extra `demo`")
+    with pytest.raises(ValueError, match=problem):
+        run(QuickstartConfig(output=str(tmp_path / "run"), **mistake))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_folder_is_left_as_it_is_and_its_results_are_printed_again(tmp_path, capsys):
+    config = QuickstartConfig(output=str(tmp_path), **TINY)
+    progress = Progress(tmp_path, {name: value for name, value in vars(config).items() if name != "output"})
+    with progress.stage("write report"):
+        (tmp_path / "report.html").touch()
+        for folder in ("videos", "bundle"):
+            (tmp_path / folder).mkdir()
+    bar = {"passed": False, "title": "Prompt accuracy", "shown": "50%", "required": "≥ 80%"}
+    figures = {"bars": [bar], "prompts": ["a game of Boxing"], "seconds_total": 90.0, "prompt_accuracy": 0.5}
+    (tmp_path / "metrics.json").write_text(json.dumps(figures))
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.iterdir())
+    capsys.readouterr()
+    assert run(config) == figures
+    printed = capsys.readouterr().out
+    assert "MISS Prompt accuracy: 50% (required ≥ 80%)" in printed and "1.5 minutes in all" in printed
+    assert str(tmp_path / "report.html") in printed and "--prompt='a game of Boxing'" in printed
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.iterdir()) == before
 
 
 def test_refuses_times_that_are_not_positive():

@@ -107,6 +107,17 @@ def test_a_bundle_is_replaced_but_nothing_else_is(tmp_path):
     assert (other / "chapter").read_text() == file.read_text() == "irreplaceable"
 
 
+@pytest.mark.parametrize("name", ["README.md", "samples/ball.mp4", "text_encoder.safetensors"])
+def test_a_bundle_with_other_files_is_left_as_it_is(tmp_path, name):
+    write_bundle(make_bundle(), tmp_path / "out")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_text("irreplaceable")
+    with pytest.raises(BundleError, match=rf"{name.partition('/')[0]} is not part of the bundle"):
+        write_bundle(make_bundle(card={"steps": 4}), tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "irreplaceable"
+    assert read_bundle(tmp_path / "out").card == {"steps": 3}
+
+
 def test_a_failed_replacement_keeps_the_old_bundle(tmp_path, monkeypatch):
     write_bundle(make_bundle(), tmp_path / "out")
     rename = bundles.epath.Path("").__class__.rename

@@ -69,11 +69,14 @@ def test_smaller_sizes_are_cropped_with_a_line_that_says_so(pipeline, ball, caps
     np.testing.assert_array_equal(small, ball[:3, 2:14, 4:12])
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "3 frames of 12x8 is rounded up to 5 frames of 16x8 (1 + 4k frames, sides multiples of 8) and cropped back",
-        "the model makes 16x16; the middle 12x8 is kept",
+        "3 frames of 12x8 is rounded up to 5 frames of 16x16, which is what the model makes, and cropped back to the first "
+        "frames and the middle of the picture"
     ]
     first = pipeline.generate(BALL, seed=3, num_frames=1)
     assert close(first, ball[:1])
+    assert capsys.readouterr().out.startswith("1 frame of 16x16 is rounded up to 5 frames of 16x16")
+    pipeline.generate(BALL, seed=3, num_frames=5, height=16)
+    assert not capsys.readouterr().out
 
 
 def test_a_long_prompt_is_cut_with_a_line_that_says_so(pipeline, capsys):

@@ -58,6 +58,14 @@ def test_bad_flags(arguments, message):
         run(*arguments)
 
 
+def test_the_output_is_tried_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "out.mp4").mkdir()
+    (tmp_path / "file").touch()
+    for output, message in (("out.mp4", "is a folder"), ("file/out.mp4", "takes no files")):
+        with pytest.raises(command.CommandError, match=message):
+            run("--checkpoint=nowhere", "--prompt=x", f"--output={tmp_path / output}")
+
+
 def test_prompts_may_hold_commas_and_equal_signs():
     rest, prompts = sample.split_prompts(["walt sample", "--prompt=a, b=c", "--output=o.mp4", "--prompt", "d"])
     assert prompts == ["a, b=c", "d"] and rest == ["walt sample", "--prompt=a, b=c", "--output=o.mp4"]

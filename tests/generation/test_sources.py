@@ -43,6 +43,7 @@ def workdirs(tiny, tiny_bundle, tmp_path_factory):
         "text": to_config_dict(tiny.text),
         "diffusion": to_config_dict(tiny.diffusion),
         "sampler": to_config_dict(tiny.sampler),
+        "data_fps": 12.5,
     }
     params = {"model": {name: parts[name].params for name in ("transformer", "text_encoder")}}
     save_checkpoint(root / "two", params, {}, config)
@@ -63,7 +64,8 @@ def test_a_stage_2_workdir_is_the_whole_model(workdirs, tiny_bundle):
     assert same(bundle.components["autoencoder"].extra, tiny_bundle.components["autoencoder"].extra)
     assert bundle.tokenizer == tiny_bundle.tokenizer
     assert bundle.diffusion == tiny_bundle.diffusion and bundle.sampler == tiny_bundle.sampler
-    assert bundle.card == {"step": 7, "weights": "ema"}
+    assert bundle.card == {"step": 7, "weights": "ema", "finished": False, "fps": 12.5}
+    assert walt.load(workdirs[1]).fps == 12.5
 
 
 def test_raw_weights(workdirs):
@@ -75,6 +77,7 @@ def test_raw_weights(workdirs):
 def test_a_stage_1_workdir_is_an_autoencoder(workdirs, tiny_bundle):
     bundle = sources.open_bundle(workdirs[0])
     assert list(bundle.components) == ["autoencoder"] and bundle.tokenizer is None
+    assert "fps" not in bundle.card  # of a run that began before it was kept
     assert same(bundle.components["autoencoder"].extra, tiny_bundle.components["autoencoder"].extra)
 
 
@@ -102,11 +105,13 @@ def test_export_writes_a_bundle_that_generates_the_same(workdirs, tmp_path, caps
     arguments = ["walt convert", "export", f"--workdir={workdirs[1]}", f"--output={output}"]
     convert.main([*arguments, f"--card={card}"])
     assert "wrote" in capsys.readouterr().out
-    assert read_bundle(output).card == {"step": 7, "weights": "ema", "fps": 15, "trained_on": "nothing"}
+    said = {"step": 7, "weights": "ema", "finished": False, "fps": 15, "trained_on": "nothing"}
+    assert read_bundle(output).card == said
     exported, direct = walt.load(output), walt.load(workdirs[1])
     assert exported.fps == 15
     np.testing.assert_array_equal(exported.generate(BALL), direct.generate(BALL))
     convert.main([*arguments, "--dtype=float16"])
+    assert walt.load(output).fps == 12.5
     assert (output / "transformer.safetensors").stat().st_size < 20_000
 
 
@@ -126,6 +131,12 @@ def test_bad_export(workdirs, tmp_path):
     with pytest.raises(BundleError, match="not a bundle"):
         convert.main(arguments)
     assert (tmp_path / "out" / "notes").read_text() == "mine"
+
+
+def test_the_file_of_a_card_is_tried_before_the_work(tmp_path):
+    arguments = ["walt convert", "card", "--workdir=nowhere", "--footage=nowhere"]
+    with pytest.raises(command.CommandError, match="is a folder"):
+        convert.main([*arguments, f"--output={tmp_path}"])
 
 
 def test_shipped_names(tiny_bundle, tmp_path, monkeypatch):

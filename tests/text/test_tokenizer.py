@@ -37,6 +37,13 @@ def test_same_captions_give_the_same_model_and_pickling_keeps_it(tokenizer):
     np.testing.assert_array_equal(copy(CAPTIONS, 24)[0], tokenizer(CAPTIONS, 24)[0])
 
 
+def test_pieces_are_what_the_ids_mean(tokenizer):
+    pieces = tokenizer.pieces
+    assert len(pieces) == 80 and pieces[PAD] == "<pad>" and pieces[END] == "</s>"
+    ids, mask = tokenizer(["a game of Boxing"], 24)
+    assert "".join(pieces[i] for i in ids[0][mask[0]][:-1]) == "▁a▁game▁of▁Boxing"
+
+
 def test_too_large_a_vocabulary_is_reduced_with_a_word(capsys):
     tokenizer = Tokenizer.train(["ab ab", "ba ba"], 4000)
     assert tokenizer.vocab_size < 40

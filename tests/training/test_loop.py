@@ -26,8 +26,7 @@ def assert_equal(left, right):
 
 
 def without_times(records):
-    times = {"time", "seconds", "eta_seconds"}
-    return [{k: v for k, v in r.items() if k not in times and not k.endswith("_per_second")} for r in records]
+    return [{k: v for k, v in r.items() if k != "time" and not k.endswith(("seconds", "_per_second"))} for r in records]
 
 
 def files(workdir):
@@ -187,6 +186,21 @@ def test_an_evaluation_that_failed_is_made_up_for(tmp_path):
     assert again.asked == [(10, 10), (20, 20)]
 
 
+@pytest.mark.parametrize("found", [{"videos": np.zeros((1, 2, 8, 8, 3), np.uint8)}, {}])
+def test_an_evaluation_that_leaves_no_figures_is_not_repeated(tmp_path, found):
+    class Watching(Counting):
+        def __call__(self, state, step):
+            super().__call__(state, step)
+            return found
+
+    evaluator = Watching(every=10)
+    linear.run(tmp_path, evaluators=[evaluator])
+    before = files(tmp_path)
+    for _ in range(2):
+        linear.run(tmp_path, evaluators=[evaluator])
+    assert evaluator.asked == [(10, 10), (20, 20)] and files(tmp_path) == before
+
+
 def test_held_out_loss_uses_averaged_parameters(tmp_path):
     task = linear.LinearTask(noise=0.0)
     heldout = HeldOut(task, linear.LinearLoader(), every=10, num_batches=2)
@@ -280,6 +294,16 @@ def test_model_keys_are_whole_names(tmp_path):
     linear.run(tmp_path, config, resolved_config=settings, model_keys=("text",))
 
 
+def test_a_setting_that_an_older_version_did_not_know_is_no_other_model(tmp_path, caplog):
+    config = linear.make_config()
+    settings = to_config_dict(config)
+    settings.transformer = {"width": 192}
+    linear.run(tmp_path, config, resolved_config=settings, model_keys=("transformer",))
+    settings.transformer.depth = 2
+    linear.run(tmp_path, config, resolved_config=settings, model_keys=("transformer",))
+    assert "resuming with a changed config: transformer.depth: (absent) -> 2" in caplog.text
+
+
 def test_metrics_without_a_checkpoint_are_not_overwritten(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n')
     before = files(tmp_path)
@@ -304,12 +328,14 @@ def test_batches_that_do_not_fit_the_task(tmp_path, change, message):
                 yield batch
 
     with pytest.raises(ConfigError, match=message):
-        linear.run(tmp_path, loader=Loader())
+        linear.run(tmp_path / "run", loader=Loader())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_size_that_does_not_divide(tmp_path):
     with pytest.raises(ConfigError, match=r"a batch of 6 rows does not divide into accumulation=4 .* multiple of 4"):
-        linear.run(tmp_path, linear.make_config(accumulation=4), loader=linear.LinearLoader(batch_size=6))
+        linear.run(tmp_path / "run", linear.make_config(accumulation=4), loader=linear.LinearLoader(batch_size=6))
+    assert not (tmp_path / "run").exists()
 
 
 def test_steps_for_budget_leaves_no_trace(tmp_path, monkeypatch):

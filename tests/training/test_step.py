@@ -47,6 +47,27 @@ def test_accumulation_equals_the_full_batch(parts):
         assert metrics == pytest.approx(metrics_2, rel=1e-4)
 
 
+def test_what_extra_keeps_is_kept_to_the_bit_under_accumulation():
+    statistics = jnp.array([-0.0, 0.1, -2.3456789, 1e-30, 3e20, 7.0], jnp.float32)
+
+    class Frozen(linear.LinearTask):
+        def init(self, key):
+            params, extra = super().init(key)
+            return params, extra | {"statistics": statistics}
+
+        def gradients(self, state, batch, key):
+            grads, extra, metrics = super().gradients(state, batch, key)
+            return grads, extra | {"statistics": state.extra["statistics"]}, metrics
+
+    mesh, task, config = one_mesh(), Frozen(), linear.make_config(accumulation=3)
+    run, batches = make_train_step(task, config, mesh), linear.LinearLoader(batch_size=15).batches()
+    state = create_state(task, config, mesh)
+    for _ in range(5):
+        state, _ = run(state, put_batch(next(batches), mesh))
+    assert np.asarray(state.extra["statistics"]).tobytes() == np.asarray(statistics).tobytes()
+    assert int(state.extra["count"]) == 5 and state.extra["mean_loss"] > 0
+
+
 def test_noise_does_not_depend_on_the_number_of_devices():
     task, config = linear.LinearTask(), linear.make_config()
     _, one = take_steps(task, config, steps=2)

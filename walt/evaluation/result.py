@@ -126,11 +126,12 @@ def evaluate_clips(
     check_protocol(protocol)
     if generated is not None:
         check_same_shape("generated", generated, "held-out", heldout)
+    moves = heldout.clip_shape[0] > 1  # stills have no motion to measure
     reconstruction, recoded = None, None
     if reconstructions is not None:
         means = None if training is None else mean_frames(training)
         reconstruction = compare_reconstructions(heldout, reconstructions, means)
-        recoded = motion_ratio(Clips(reconstructions, heldout.labels), heldout) if heldout.clip_shape[0] > 1 else None
+        recoded = motion_ratio(Clips(reconstructions, heldout.labels), heldout) if moves else None
     if generated is None:
         return EvaluationResult(_card(protocol, seed, heldout, None), reconstruction, recoded)
     nameable = len(heldout.label_names) > 1
@@ -140,7 +141,7 @@ def evaluate_clips(
         reconstruction=reconstruction,
         reconstruction_motion=recoded,
         prompts=prompt_accuracy(fit_classifier(heldout, seed=seed), generated) if nameable else None,
-        motion=motion_ratio(generated, heldout),
+        motion=motion_ratio(generated, heldout) if moves else None,
         diversity=diversity_ratio(generated, heldout),
         nearest=nearest,
         nearest_heldout_distance=usual,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from walt.data import media
+from walt.data import caption_files, media
 from walt.data.records import MANIFEST, RecordSource, read_manifest
 from walt.evaluation.clips import Clips, EvaluationError, evenly_spaced
 
@@ -60,7 +57,8 @@ def read_generated(directory: str | os.PathLike[str], real: Clips, captions: Map
     file and caption. Its label is, in this order: the field `label` there; the name of the subfolder if that is a label of `real`; what
     `captions` (see `caption_labels`) says of the prompt; the label of `real` if it has one alone.
     Videos whose sides are the same multiple of the real ones are shrunk by it: `walt sample` enlarges pixels for the eye.
-    Raises `EvaluationError` naming the file when it has no prompt, no label or another shape than the first; `MediaError` for damaged ones.
+    Raises `EvaluationError` naming the file when it has no prompt, no label or another shape than the first; `MediaError` for damaged ones
+    and for captions that cannot be read.
     """
     directory = Path(directory)
     if (directory / MANIFEST).is_file():
@@ -71,7 +69,8 @@ def read_generated(directory: str | os.PathLike[str], real: Clips, captions: Map
     files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     if not files:
         raise EvaluationError(f"{directory} holds no videos ({', '.join(VIDEO_SUFFIXES)}) and is no prepared data set")
-    rows = _caption_rows(directory)
+    table = caption_files.find_table(directory)
+    rows = {} if table is None else {name: found[0] for name, found in caption_files.read_table(table).items()}
     videos: list[np.ndarray] = []
     prompts, labels = [], []
     for file in files:
@@ -112,41 +111,18 @@ def _gather(source: RecordSource, rows: np.ndarray) -> Clips:
     return Clips(videos, tuple(labels), tuple(prompts), tuple(ids))
 
 
-def _caption_rows(directory: Path) -> dict[str, dict[str, Any]]:
-    """File name -> its first row of captions.csv or captions.jsonl; empty when there is neither."""
-    found = [path for path in (directory / "captions.csv", directory / "captions.jsonl") if path.is_file()]
-    if not found:
-        return {}
-    rows: dict[str, dict[str, Any]] = {}
-    try:
-        with found[0].open(newline="", encoding="utf-8-sig") as file:
-            lines = (
-                csv.DictReader(file)
-                if found[0].suffix == ".csv"
-                else (json.loads(line) for line in file if line.strip())
-            )
-            for number, row in enumerate(lines, 1):
-                if not isinstance(row, dict) or not row.get("file") or not str(row.get("caption") or "").strip():
-                    raise EvaluationError(f"{found[0]}, entry {number}: `file` and `caption` are needed")
-                rows.setdefault(Path(row["file"]).as_posix(), row)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{found[0]} cannot be read: {error}") from error
-    return rows
-
-
-def _prompt_of(file: Path, directory: Path, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """The prompt of a file, and its label if that is written down ("" if not)."""
+def _prompt_of(file: Path, directory: Path, rows: Mapping[str, caption_files.Caption]) -> caption_files.Caption:
+    """The prompt of a file, with its label if that is written down."""
     row = rows.get(file.relative_to(directory).as_posix())
     if row is not None:
-        return str(row["caption"]).strip(), str(row.get("label") or "").strip()
+        return row
     sidecar = file.with_suffix(".txt")
-    lines = sidecar.read_text(encoding="utf-8").split("\n") if sidecar.is_file() else []
-    prompt = next((line.strip() for line in lines if line.strip()), "")
-    if not prompt:
+    lines = caption_files.read_lines(sidecar) if sidecar.is_file() else []
+    if not lines:
         raise EvaluationError(
             f"{file} has no prompt: write it to {sidecar.name} beside it or to captions.jsonl (fields file, caption)"
         )
-    return prompt, ""
+    return caption_files.Caption(lines[0], label="")
 
 
 def _label_of(file: Path, directory: Path, prompt: str, known: tuple[str, ...], captions: Mapping[str, str]) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
-from walt.data.records import read_manifest
-from walt.evaluation import describe_environment, evaluate_clips
+from walt.data.records import DatasetError, read_manifest
+from walt.evaluation import evaluate_clips
 from walt.evaluation.source import PreparedClips, read_clips
+from walt.experiment.provenance import environment_of
 from walt.experiment.sampling import reconstruct, sample_labels
+from walt.generation.bundle import BundleError
 from walt.generation.pipeline import load
-from walt.generation.sources import open_bundle
-from walt.training.checkpoint import latest_step, stored_config
+from walt.generation.sources import open_bundle, shipped_bundles
+from walt.training.checkpoint import CheckpointError, latest_step, stored_config
 from walt.training.metrics import read_metrics
 
 SEEDS = 8
@@ -19,12 +22,12 @@ HELDOUT = 128
 
 
 def describe(workdir: Path, footage: Path) -> dict[str, Any]:
-    """Measures the model of a stage-2 workdir on the held-out clips of `footage`, which its autoencoder was trained on.
+    """Measures the model of a stage-2 workdir on the held-out clips of `footage`, and adds where it comes from.
 
     Raises what loading and measuring raise.
     """
     manifest, pipeline = read_manifest(footage), load(workdir)
-    config = stored_config(workdir)
+    sampler = pipeline.sampler
     heldout = read_clips(footage, "heldout", HELDOUT)
     result = evaluate_clips(
         heldout,
@@ -32,33 +35,45 @@ def describe(workdir: Path, footage: Path) -> dict[str, Any]:
         generated=sample_labels(pipeline, heldout, SEEDS),
         training=PreparedClips(footage),
     )
-    environment = describe_environment()
+    transformer = training_of(workdir)
     return {
         "fps": manifest.fps,
-        "data": {
-            "recipe": manifest.name,
-            "labels": list(heldout.label_names),
-            "clips_autoencoder": manifest.splits["train"].count,
-            "clips_transformer": read_manifest(config.data.path).splits["train"].count,
-            "seed": manifest.seed,
+        "data": {"recipe": manifest.name, "labels": list(heldout.label_names)},
+        "training": {
+            "autoencoder": training_of(stored_config(workdir).autoencoder_path),
+            "transformer": transformer,
         },
-        "training": {"autoencoder": _training(config.autoencoder_path), "transformer": _training(workdir)},
-        "commit": environment["commit"],
-        "versions": environment["packages"],
+        "commit": transformer.get("commit"),
+        "versions": transformer.get("versions"),
         "figures": {name: value for name, value in result.headline().items() if value is not None},
-        "protocol": f"{HELDOUT} held-out clips, {len(heldout.label_names)} prompts x {SEEDS} samples, {config.sampler.steps} steps, "
-        f"guidance {config.sampler.guidance}",
+        "protocol": f"{len(heldout)} held-out clips, {len(heldout.label_names)} prompts x {SEEDS} samples, {sampler.steps} steps, "
+        f"guidance {sampler.guidance}",
     }
 
 
-def _training(workdir: Path | str) -> dict[str, Any]:
-    """Steps and seconds of a run, from its log, and what it started from; empty for a bundle, which has no log."""
-    if latest_step(workdir) is None:
-        return {}
-    timed = [record for record in read_metrics(workdir) if "seconds" in record]
-    found: dict[str, Any] = {"steps": timed[-1]["step"], "seconds": round(timed[-1]["seconds"])} if timed else {}
-    rules = stored_config(workdir).get("init_from")
-    if rules is not None:
-        card = open_bundle(rules.path).card
-        found["started_from"] = {"bundle": rules.path} | {key: card[key] for key in ("commit", "training") if key in card}
+def training_of(path: Path | str) -> dict[str, Any]:
+    """How the model at `path` was trained: of a work directory its data, length, commit and packages, of a bundle what its
+    card says. What nobody can tell any more, such as of data that are gone, is left out."""
+    if str(path) in shipped_bundles() or latest_step(path) is None:
+        return _of_bundle(path)
+    config, environment = stored_config(path), environment_of(path)
+    found: dict[str, Any] = {}
+    with contextlib.suppress(DatasetError):
+        manifest = read_manifest(config.data.path)
+        found |= {"recipe": manifest.name, "clips": manifest.splits[config.data.split].count, "seed": manifest.seed}
+    timed = [record for record in read_metrics(path) if "seconds" in record]
+    if timed:
+        found |= {"steps": timed[-1]["step"], "seconds": round(timed[-1]["seconds"])}
+    if environment:
+        found |= {"commit": environment["commit"], "versions": environment["packages"]}
+    if config.get("init_from") is not None:
+        found["started_from"] = _of_bundle(config.init_from.path)
+    return found
+
+
+def _of_bundle(path: Path | str) -> dict[str, Any]:
+    found: dict[str, Any] = {"bundle": str(path)}
+    with contextlib.suppress(BundleError, CheckpointError):
+        card = open_bundle(path).card
+        found |= {key: card[key] for key in ("commit", "training") if key in card}
     return found

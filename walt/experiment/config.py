@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeVar
 
 from ml_collections import ConfigDict
 
-from walt.autoencoder.config import AutoencoderConfig, ReconstructionLossConfig
+from walt.autoencoder.config import AutoencoderConfig, AutoencoderLossConfig
 from walt.config import ConfigError, from_config_dict, nearest
 from walt.data.loader import LoaderConfig
+from walt.data.records import read_manifest
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.generation.init_from import InitRules
+from walt.generation.sources import whole_path
 from walt.text.config import TextEncoderConfig
 from walt.training.config import TrainingConfig
 from walt.transformer.config import TransformerConfig
@@ -25,15 +30,19 @@ class AutoencoderExperiment:
       heldout_every: steps between measurements on the split "heldout".
       calibration_clips: training clips over which the latent statistics are computed at the end.
       init_from: start from a bundle's weights, with a fresh optimiser.
+      data_checksum: filled in when training starts; a run only goes on with that data, wherever it lies.
+      data_fps: filled in when training starts, frames per second of the clips: videos are to be played so.
     """
 
     data: LoaderConfig
     autoencoder: AutoencoderConfig
     training: TrainingConfig
-    loss: ReconstructionLossConfig = field(default_factory=ReconstructionLossConfig)
+    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
     heldout_every: int = 500
     calibration_clips: int = 512
     init_from: InitRules | None = None
+    data_checksum: str | None = None
+    data_fps: float | None = None
     stage: Literal["autoencoder"] = "autoencoder"
 
     def __post_init__(self) -> None:
@@ -58,6 +67,8 @@ class DiffusionExperiment:
       samples_every: steps between sample videos; 0 makes none.
       sample_prompts: what to show in them; by default the first captions of the held-out split.
       init_from: start from a bundle's weights, with a fresh optimiser.
+      data_checksum: filled in when training starts; a run only goes on with that data, wherever it lies.
+      data_fps: filled in when training starts, frames per second of the clips: videos are to be played so.
     """
 
     data: LoaderConfig
@@ -72,6 +83,8 @@ class DiffusionExperiment:
     sample_prompts: tuple[str, ...] = ()
     init_from: InitRules | None = None
     autoencoder_checksum: str | None = None
+    data_checksum: str | None = None
+    data_fps: float | None = None
     stage: Literal["diffusion"] = "diffusion"
 
     def __post_init__(self) -> None:
@@ -87,6 +100,10 @@ class DiffusionExperiment:
 
 ExperimentConfig = AutoencoderExperiment | DiffusionExperiment
 STAGES: dict[str, type] = {"autoencoder": AutoencoderExperiment, "diffusion": DiffusionExperiment}
+RUN_KEYS = ("stage", "data_checksum", "data.split", "data.seed", "data.batch_size", "data.image_fraction")
+"""What may not change while a run of any stage goes on: what it learns from, and in which order."""
+
+Experiment = TypeVar("Experiment", AutoencoderExperiment, DiffusionExperiment)
 
 
 def parse(config: ConfigDict) -> ExperimentConfig:
@@ -97,6 +114,24 @@ def parse(config: ConfigDict) -> ExperimentConfig:
             f"config key 'stage' must be one of {', '.join(STAGES)}, got {stage!r}{nearest(stage, STAGES)}"
         )
     return from_config_dict(STAGES[stage], config)
+
+
+def resolved(experiment: Experiment) -> Experiment:
+    """The experiment as a run stores it: with whole paths, so that the run can be used from anywhere, and with the frame
+    rate and the identity of its data set, which is that of the shards and not of the folder.
+
+    Raises `DatasetError` if there is no such data set.
+    """
+    data, start = experiment.data, experiment.init_from
+    manifest = read_manifest(data.path)
+    shards = {name: [shard.sha256 for shard in split.shards] for name, split in manifest.splits.items()}
+    return replace(
+        experiment,
+        data=replace(data, path=str(Path(data.path).resolve())),
+        init_from=start and replace(start, path=whole_path(start.path)),
+        data_checksum=hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest(),
+        data_fps=manifest.fps,
+    )
 
 
 def _check_positive(experiment: object, *names: str) -> None:

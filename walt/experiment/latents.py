@@ -18,7 +18,7 @@ from walt.config import ConfigError, from_config_dict
 from walt.data import media, records
 from walt.generation.bundle import encoder_checksum
 from walt.generation.pipeline import Pipeline
-from walt.generation.sources import open_bundle
+from walt.generation.sources import open_autoencoder
 
 STILLS = 5  # frames per clip that also become images, evenly spread
 BATCH = 16
@@ -32,18 +32,18 @@ def prepare(
     With a `limit`, at most that many clips of each split, evenly spaced.
 
     A finished `output` from the same clips and weights is left as it is. Raises `DatasetError` if it is anything else, or
-    if `input` holds no clips; `ConfigError` if the autoencoder is not calibrated.
+    if `input` holds no clips; `BundleError` if there is no autoencoder, `ConfigError` if it is not calibrated.
     """
-    bundle = open_bundle(autoencoder)
+    bundle = open_autoencoder(autoencoder)
     source = records.read_manifest(input)
     if "clip" not in source.shapes:
         raise records.DatasetError(f"{input} holds no clips but {', '.join(source.shapes)}")
     if limit < 0:
         raise ConfigError(f"limit must be a number of clips, or 0 for all, got {limit}")
-    if "autoencoder" not in bundle.components:
-        raise ConfigError(f"{autoencoder} holds no autoencoder but {', '.join(bundle.components)}")
     component = bundle.components["autoencoder"]
-    if not bundle.card.get("finished", True) or not np.any(component.extra["latent_mean"]):
+    # Of a stage-2 workdir it is the transformer that is finished or not: the autoencoder stays as it was found.
+    changing = "transformer" not in bundle.components and not bundle.card.get("finished", True)
+    if changing or not np.any(component.extra["latent_mean"]):
         raise ConfigError(
             f"the autoencoder in {autoencoder} has no latent statistics of its present weights yet: let its training finish"
         )

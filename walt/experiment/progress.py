@@ -1,4 +1,4 @@
-"""What a job of several stages remembers between starts: the request, its decisions, and the time each stage took."""
+"""What a job of several stages remembers between starts: the request, its decisions, and what each stage took."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from walt.config import ConfigError
+from walt.evaluation import peak_memory_gb
 
 
 class Progress:
-    """Kept as `progress.json` in the job's folder.
+    """Kept as `progress.json` in the job's folder, from the end of the first stage or from the first decision on.
 
     A folder that was begun with another request is refused (`ConfigError` with the differences), before anything in it is
     touched.
+
+    Attributes:
+      seconds: time of every stage so far.
+      peak_memory_gb: largest of all starts so far.
     """
 
     def __init__(self, folder: Path, request: Mapping[str, Any]):
@@ -31,11 +38,10 @@ class Progress:
             names = sorted(name for name in request | earlier if earlier.get(name) != request.get(name))
             changes = ", ".join(f"{name}: {earlier.get(name)!r} -> {request.get(name)!r}" for name in names)
             raise ConfigError(f"{folder} was begun with other settings ({changes}); use those again, or another folder")
+        self._request = request
         self._decisions: dict[str, int] = stored.get("decisions", {})
         self.seconds: dict[str, float] = stored.get("seconds", {})
-        self._request = request
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save()
+        self.peak_memory_gb: float = stored.get("peak_memory_gb", 0.0)
 
     def decide(self, name: str, choose: Callable[[], int]) -> int:
         """What was chosen at the first start, so that a later one goes on with the same run."""
@@ -45,22 +51,37 @@ class Progress:
         return self._decisions[name]
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to the stage's, interrupted or not."""
+    def stage(self, name: str, *, continues: bool = False, result: Path | None = None) -> Iterator[None]:
+        """Takes the time of the block, interrupted or not.
+
+        A stage that `continues` where it was stopped adds to its time; another one starts over, and its last time counts.
+        Where `result` exists already there is nothing left to do, so the time it took stays.
+        """
         print(f"\n== {name}", flush=True)
-        began = time.perf_counter()
+        done, began = result is not None and result.exists(), time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
+            if not done:
+                before = self.seconds.get(name, 0.0) if continues else 0.0
+                self.seconds[name] = round(before + time.perf_counter() - began, 1)
             self._save()
 
     def _save(self) -> None:
-        write_json(self._path, {"request": self._request, "decisions": self._decisions, "seconds": self.seconds})
+        self.peak_memory_gb = max(self.peak_memory_gb, peak_memory_gb())
+        stored = {
+            "request": self._request,
+            "decisions": self._decisions,
+            "seconds": self.seconds,
+            "peak_memory_gb": self.peak_memory_gb,
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, stored)
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: epath.PathLike, values: Any) -> None:
     """Indented JSON; the file is replaced as a whole."""
+    path = epath.Path(path)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     partial.replace(path)

@@ -1,11 +1,14 @@
 """The whole path in one job: footage, autoencoder, latents, transformer, videos, figures, report.
 
-Every stage leaves its result in the output folder and is skipped, or continued, when the job is started again.
+Every stage leaves its result in the output folder. When the job is started again, footage and latents are kept, training
+goes on where it stopped, and the short stages after it are done anew; a finished job is left as it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,11 @@ from typing import Any
 from walt.autoencoder.config import AutoencoderConfig
 from walt.config import ConfigError, apply_overrides, from_config_dict, load, to_config_dict, to_json
 from walt.data.recipes import atari
-from walt.data.records import read_manifest
 from walt.evaluation import (
     Report,
     atari_mini_bars,
     describe_environment,
     evaluate_clips,
-    peak_memory_gb,
     write_report,
 )
 from walt.evaluation.source import PreparedClips, read_clips
@@ -29,14 +30,16 @@ from walt.experiment.progress import Progress, write_json
 from walt.experiment.sampling import reconstruct, sample_labels, write_videos
 from walt.experiment.stage1 import autoencoder_task, clip_loader, train_autoencoder
 from walt.experiment.stage2 import diffusion_task, latent_loader, train_diffusion, workdir_tokenizer
-from walt.generation.bundle import write_bundle
+from walt.generation.bundle import Bundle, write_bundle
 from walt.generation.init_from import InitRules
 from walt.generation.pipeline import Pipeline
-from walt.generation.pipeline import load as load_pipeline
-from walt.generation.sources import open_bundle
+from walt.generation.sources import open_autoencoder, open_bundle
 from walt.training.budget import steps_for_budget
 from walt.training.config import TrainingConfig
 from walt.training.metrics import read_metrics
+
+RESULTS = {"report": "report.html", "figures": "metrics.json", "videos": "videos", "model": "bundle"}
+"""What the job leaves for its user, by name inside the output folder."""
 
 
 @dataclass(frozen=True)
@@ -71,75 +74,92 @@ class QuickstartConfig:
 
 
 def run(config: QuickstartConfig) -> dict[str, Any]:
-    """Runs what is not done yet, prints where the results are, and returns the figures of `metrics.json`."""
+    """Runs what is not done yet, prints where the results are, and returns the figures of `metrics.json`.
+
+    Where all results are there it only prints. Nothing is written before the arguments are known to be good.
+    """
     output = Path(config.output)
     request = dataclasses.asdict(config)
     del request["output"]
     progress = Progress(output, request)
-    with progress.stage("record footage"):
-        footage = atari.AtariConfig(
-            output=str(output / "footage"), games=config.games, clips=config.clips, heldout=config.heldout
-        )
-        atari.prepare(footage)
-    with progress.stage("train autoencoder"):
-        stage1 = _train_stage1(config, output, progress)
-    with progress.stage("encode latents"):
+    # The time of the report tells results of this version from older ones, whose figures lack what is printed.
+    finished = "write report" in progress.seconds and all((output / name).exists() for name in RESULTS.values())
+    if not finished:
+        _make_results(config, output, progress)
+    figures = json.loads((output / RESULTS["figures"]).read_text())
+    _print_summary(output, figures)
+    return figures
+
+
+def _make_results(config: QuickstartConfig, output: Path, progress: Progress) -> None:
+    """The stages, one after the other; the figures are written last, and so say that all of them are done."""
+    recipe = atari.AtariConfig(
+        output=str(output / "footage"), games=config.games, clips=config.clips, heldout=config.heldout
+    )
+    atari.check_games(config.games)
+    start = None if config.from_scratch else open_autoencoder(config.autoencoder)
+
+    with progress.stage("record footage", result=output / "footage"):
+        atari.prepare(recipe)
+    with progress.stage("train autoencoder", continues=True):
+        stage1 = _train_stage1(config, start, output, progress)
+    with progress.stage("encode latents", result=output / "latents"):
         latents.prepare(output / "autoencoder", output / "footage", output / "latents")
-    with progress.stage("train transformer"):
+    with progress.stage("train transformer", continues=True):
         stage2 = _train_stage2(config, output, progress)
         bundle = open_bundle(output / "transformer")
-        bundle = dataclasses.replace(bundle, card={**bundle.card, "fps": read_manifest(output / "footage").fps})
-        write_bundle(bundle, output / "bundle")
+        write_bundle(bundle, output / RESULTS["model"])
     with progress.stage("sample videos"):
         pipeline = Pipeline(bundle)
         heldout, training = read_clips(output / "footage", "heldout"), PreparedClips(output / "footage")
         generated = sample_labels(pipeline, heldout, config.seeds)
-        write_videos(generated, output / "videos", pipeline.fps)
+        write_videos(generated, output / RESULTS["videos"], pipeline.fps)
     with progress.stage("evaluate"):
         tuned = reconstruct(pipeline, heldout)
-        reconstructions = tuned if config.from_scratch else reconstruct(load_pipeline(config.autoencoder), heldout)
+        reconstructions = tuned if start is None else reconstruct(Pipeline(start), heldout)
         result = evaluate_clips(heldout, reconstructions=reconstructions, generated=generated, training=training)
         after = evaluate_clips(heldout, reconstructions=tuned, training=training).headline()
+    environment, bars = describe_environment(), atari_mini_bars(result)
+    with progress.stage("write report"):
+        report = Report(
+            title="WALT quickstart",
+            summary=_summary(config),
+            result=result,
+            bars=bars,
+            metrics={
+                "Stage 1: autoencoder": read_metrics(output / "autoencoder"),
+                "Stage 2: transformer": read_metrics(output / "transformer"),
+            },
+            heldout=heldout,
+            reconstructions=reconstructions,
+            generated=generated,
+            fps=pipeline.fps,
+            seconds_by_stage=progress.seconds,
+            configs={"Stage 1": stage1, "Stage 2": stage2},
+            environment=environment | {"peak_memory_gb": progress.peak_memory_gb},
+        )
+        write_report(report, output / RESULTS["report"])
     figures = {
         **result.to_dict(),
         "heldout_psnr_after_training": after["heldout_psnr"],
         "psnr_moving_after_training": after["psnr_moving"],
-        "bars": {bar.metric: bar.passed for bar in atari_mini_bars(result)},
+        "bars": [dataclasses.asdict(bar) for bar in bars],
+        "prompts": list(dict.fromkeys(generated.prompts)),
         "seconds_total": round(sum(progress.seconds.values()), 1),
         "seconds_by_stage": progress.seconds,
-        "peak_memory_gb": peak_memory_gb(),
-        "environment": describe_environment(),
+        "peak_memory_gb": progress.peak_memory_gb,
+        "environment": environment,
     }
-    write_json(output / "metrics.json", figures)
-    report = Report(
-        title="WALT quickstart",
-        summary=_summary(config),
-        result=result,
-        bars=atari_mini_bars(result),
-        metrics={
-            "Stage 1: autoencoder": read_metrics(output / "autoencoder"),
-            "Stage 2: transformer": read_metrics(output / "transformer"),
-        },
-        heldout=heldout,
-        reconstructions=reconstructions,
-        generated=generated,
-        fps=pipeline.fps,
-        seconds_by_stage=progress.seconds,
-        configs={"Stage 1": stage1, "Stage 2": stage2},
-        environment=figures["environment"] | {"peak_memory_gb": figures["peak_memory_gb"]},
-    )
-    write_report(report, output / "report.html")
-    _print_summary(output, report)
-    return figures
+    write_json(output / RESULTS["figures"], figures)
 
 
-def _train_stage1(config: QuickstartConfig, output: Path, progress: Progress) -> str:
-    """Trains the autoencoder for the planned time; returns its resolved config as JSON."""
+def _train_stage1(config: QuickstartConfig, start: Bundle | None, output: Path, progress: Progress) -> str:
+    """Trains the autoencoder for the planned time, on from `start`; returns its resolved config as JSON."""
     experiment = parse(apply_overrides(load("autoencoder/atari"), {"data.path": str(output / "footage")}))
     assert isinstance(experiment, AutoencoderExperiment)
     experiment = dataclasses.replace(experiment, heldout_every=50)
-    if not config.from_scratch:
-        shape = from_config_dict(AutoencoderConfig, open_bundle(config.autoencoder).components["autoencoder"].config)
+    if start is not None:
+        shape = from_config_dict(AutoencoderConfig, start.components["autoencoder"].config)
         # Trained weights want a small step.
         optimizer = dataclasses.replace(experiment.training.optimizer, learning_rate=1e-4)
         experiment = dataclasses.replace(
@@ -162,7 +182,11 @@ def _train_stage1(config: QuickstartConfig, output: Path, progress: Progress) ->
 def _train_stage2(config: QuickstartConfig, output: Path, progress: Progress) -> str:
     """Trains tokenizer, text encoder and transformer from nothing; returns the resolved config as JSON."""
     workdir = output / "transformer"
-    overrides = {"data.path": str(output / "latents"), "autoencoder_path": str(output / "autoencoder")}
+    overrides = {
+        "data.path": str(output / "latents"),
+        "autoencoder_path": str(output / "autoencoder"),
+        "samples_every": "0",  # the next stage makes the videos
+    }
     experiment = parse(apply_overrides(load("t2v/atari"), overrides))
     assert isinstance(experiment, DiffusionExperiment)
     tokenizer = workdir_tokenizer(experiment, workdir)
@@ -193,25 +217,16 @@ def _summary(config: QuickstartConfig) -> str:
     )
 
 
-def _print_summary(output: Path, report: Report) -> None:
+def _print_summary(output: Path, figures: Mapping[str, Any]) -> None:
     print()
-    for bar in report.bars:
-        mark = {True: "ok  ", False: "MISS", None: "-   "}[bar.passed]
-        print(f"{mark} {bar.title}: {bar.shown} (required {bar.required})")
-    total = sum(report.seconds_by_stage.values())
-    print(f"\n{total / 60:.1f} minutes in all. Results:")
-    for what, name in (
-        ("report", "report.html"),
-        ("figures", "metrics.json"),
-        ("videos", "videos"),
-        ("model", "bundle"),
-    ):
+    for bar in figures["bars"]:
+        mark = {True: "ok  ", False: "MISS", None: "-   "}[bar["passed"]]
+        print(f"{mark} {bar['title']}: {bar['shown']} (required {bar['required']})")
+    print(f"\n{figures['seconds_total'] / 60:.1f} minutes in all. Results:")
+    for what, name in RESULTS.items():
         print(f"  {what:8} {output / name}")
     print(f"  checkpoint {output / 'transformer' / 'checkpoints'}")
     print(
-        f"\nMore videos: walt sample --checkpoint={output / 'bundle'} --prompt='{_any_prompt(report)}' --output=sample.mp4"
+        f"\nMore videos: walt sample --checkpoint={output / RESULTS['model']} --prompt='{figures['prompts'][0]}' "
+        "--output=sample.mp4"
     )
-
-
-def _any_prompt(report: Report) -> str:
-    return report.generated.prompts[0] if report.generated else ""

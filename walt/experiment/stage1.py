@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from itertools import islice
 
 import jax
+import numpy as np
 from etils import epath
 
-from walt.autoencoder.task import GROUP, AutoencoderTask, latent_statistics
+from walt.autoencoder.perceptual import PerceptualDistance
+from walt.autoencoder.task import CRITIC, GENERATOR, AutoencoderTask, latent_statistics
 from walt.config import to_config_dict
 from walt.data.loader import ClipLoader, LoaderConfig
 from walt.data.records import read_manifest
-from walt.experiment.config import AutoencoderExperiment
+from walt.experiment.config import RUN_KEYS, AutoencoderExperiment, resolved
+from walt.experiment.provenance import record_environment
 from walt.experiment.weights import initial_weights
 from walt.generation.sources import open_bundle
 from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, train
 from walt.training.state import TrainState
+from walt.training.task import Evaluator
 
-MODEL_KEYS = ("autoencoder",)
+MODEL_KEYS = (*RUN_KEYS, "autoencoder")
 
 
 def train_autoencoder(
@@ -36,26 +41,29 @@ def train_autoencoder(
     task, frozen = autoencoder_task(experiment), experiment.loss.freeze_encoder
 
     def start() -> Initial:
+        record_environment(workdir)
+        warn_of_range(clip_loader(experiment.data).batch(0)["video"])
         if experiment.init_from is None:
             return Initial()
         params = initial_weights(experiment.init_from, {"autoencoder": task.model.abstract_params})["autoencoder"]
-        extra = open_bundle(experiment.init_from.path).components["autoencoder"].extra if frozen else None
-        return Initial({GROUP: params}, extra)
+        statistics = open_bundle(experiment.init_from.path).components["autoencoder"].extra
+        return Initial({GENERATOR: params}, task.extra(statistics) if frozen else None)
 
     def calibrate(state: TrainState) -> TrainState:
         # Every process goes through the same clips, whole batches of them, and so finds the same statistics.
         batches = -(-experiment.calibration_clips // experiment.data.batch_size)
         clips = (batch["video"] for batch in islice(ClipLoader(experiment.data).batches(0), batches))
-        return dataclasses.replace(state, extra=latent_statistics(task.model, state.averaged_params()[GROUP], clips))
+        statistics = latent_statistics(task.model, state.averaged_params()[GENERATOR], clips)
+        return dataclasses.replace(state, extra={**state.extra, **statistics})
 
     return train(
         task,
         clip_loader(experiment.data),
         experiment.training,
         workdir,
-        resolved_config=to_config_dict(experiment),
+        resolved_config=to_config_dict(resolved(experiment)),
         model_keys=MODEL_KEYS,
-        evaluators=_heldout_evaluators(task, experiment),
+        evaluators=_evaluators(task, experiment),
         on_start=start,
         on_finish=None if frozen else calibrate,
         profile=profile,
@@ -66,7 +74,9 @@ def train_autoencoder(
 def autoencoder_task(experiment: AutoencoderExperiment) -> AutoencoderTask:
     """The task, for the clips of the experiment's data set."""
     frames, height, width, _ = clip_loader(experiment.data).manifest.shapes["clip"]
-    return AutoencoderTask(experiment.autoencoder, experiment.loss, (frames, height, width))
+    chosen = experiment.loss.perceptual
+    perceptual = None if chosen is None else PerceptualDistance.load(config=chosen)
+    return AutoencoderTask(experiment.autoencoder, experiment.loss, (frames, height, width), perceptual)
 
 
 def clip_loader(config: LoaderConfig) -> ClipLoader:
@@ -74,9 +84,48 @@ def clip_loader(config: LoaderConfig) -> ClipLoader:
     return ClipLoader(config, process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def _heldout_evaluators(task: AutoencoderTask, experiment: AutoencoderExperiment) -> list[HeldOut]:
-    """Reconstruction of held-out clips, if the data set has any."""
-    if "heldout" not in read_manifest(experiment.data.path).splits:
-        return []
-    heldout = clip_loader(dataclasses.replace(experiment.data, split="heldout"))
-    return [HeldOut(task, heldout, experiment.heldout_every, num_batches=16)]
+def _evaluators(task: AutoencoderTask, experiment: AutoencoderExperiment) -> list[Evaluator]:
+    """Reconstruction of held-out clips, if the data set has any, and a watch on the critic, if there is one."""
+    evaluators: list[Evaluator] = []
+    if "heldout" in read_manifest(experiment.data.path).splits:
+        heldout = clip_loader(dataclasses.replace(experiment.data, split="heldout"))
+        evaluators.append(HeldOut(task, heldout, experiment.heldout_every, num_batches=16))
+    if experiment.loss.adversarial is not None:
+        evaluators.append(CriticWatch(experiment.training.log_every))
+    return evaluators
+
+
+@dataclasses.dataclass
+class CriticWatch:
+    """An `Evaluator` that warns when the critic has been certain of everything for `patience` steps: its gradients have
+    vanished, and the autoencoder trains on without a critic."""
+
+    every: int
+    patience: int = 200
+    name: str = "critic"
+
+    def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
+        record = jax.device_get(state.extra[CRITIC])
+        steps, logits = int(record["saturated_steps"]), record["logits"]
+        if steps >= self.patience:
+            logging.warning(
+                "step %d: the critic has been certain of every clip for %d steps (average logits: %.1f real, %.1f "
+                "reconstructed), so it teaches nothing; raise loss.adversarial.r1_weight or lower the learning rate",
+                step,
+                steps,
+                logits["real"],
+                logits["fake"],
+            )
+        return {"saturated_steps": float(steps)}
+
+
+def warn_of_range(batch: np.ndarray) -> None:
+    """Warns of uint8 clips that hold fractions or masks instead of pixels: the autoencoder would learn black."""
+    low, high = int(batch.min()), int(batch.max())
+    if high <= 1:
+        logging.warning(
+            "the first batch of clips has pixels from %d to %d; pixels of 0 to 255 are expected, so the data set was "
+            "probably written from floats in [0, 1]",
+            low,
+            high,
+        )

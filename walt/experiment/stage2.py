@@ -11,23 +11,24 @@ import jax
 import numpy as np
 from etils import epath
 
-from walt.config import to_config_dict
+from walt.config import ConfigError, to_config_dict
 from walt.data.loader import LatentLoader
 from walt.data.records import DatasetError, RecordSource, read_manifest
 from walt.diffusion.task import DiffusionTask
-from walt.experiment.config import DiffusionExperiment
+from walt.experiment.config import RUN_KEYS, DiffusionExperiment, resolved
+from walt.experiment.provenance import record_environment
 from walt.experiment.weights import check_same_tokens, initial_weights
 from walt.generation.bundle import TOKENIZER, Bundle, Component, encoder_checksum
 from walt.generation.pipeline import Pipeline
-from walt.generation.sources import open_bundle, shipped_bundles
+from walt.generation.sources import open_autoencoder, whole_path
 from walt.text.tokenizer import Tokenizer
-from walt.training.checkpoint import latest_step
+from walt.training.checkpoint import check_config, latest_step
 from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, train
 from walt.training.state import TrainState
 from walt.training.task import Evaluator
 
-MODEL_KEYS = ("transformer", "text", "diffusion", "autoencoder_checksum")
+MODEL_KEYS = (*RUN_KEYS, "transformer", "text", "diffusion", "autoencoder_checksum")
 
 
 def train_diffusion(
@@ -37,12 +38,15 @@ def train_diffusion(
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """Trains the tokenizer (once), then text encoder and transformer together."""
-    autoencoder = open_bundle(experiment.autoencoder_path)
-    experiment = _with_autoencoder(experiment, autoencoder)
+    autoencoder = open_autoencoder(experiment.autoencoder_path)
+    experiment = resolved(_with_autoencoder(experiment, autoencoder))
+    if latest_step(workdir) is not None:  # a run of another kind has no tokenizer
+        check_config(workdir, to_config_dict(experiment), MODEL_KEYS)
     tokenizer = workdir_tokenizer(experiment, workdir)
     task = diffusion_task(experiment)
 
     def start() -> Initial:
+        record_environment(workdir)
         if jax.process_index() == 0:
             file = epath.Path(workdir) / TOKENIZER
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -79,17 +83,22 @@ def _with_autoencoder(experiment: DiffusionExperiment, autoencoder: Bundle) -> D
             f"{data} was encoded by an autoencoder with checksum {str(stored)[:12]}, but {path} has {present[:12]}; "
             "encode the clips again with `walt prepare latents`"
         )
-    path = path if path in shipped_bundles() else str(epath.Path(path).resolve())
-    return dataclasses.replace(experiment, autoencoder_path=path, autoencoder_checksum=present)
+    return dataclasses.replace(experiment, autoencoder_path=whole_path(path), autoencoder_checksum=present)
 
 
 def workdir_tokenizer(experiment: DiffusionExperiment, workdir: epath.PathLike) -> Tokenizer:
     """The tokenizer of a run that has begun; for a new one it is made of the captions of the training split.
 
-    Making it gives the same pieces every time, so every process of a job may do so.
+    Making it gives the same pieces every time, so every process of a job may do so. Raises `ConfigError` if the run has
+    lost its own.
     """
     if latest_step(workdir) is not None:
-        return Tokenizer((epath.Path(workdir) / TOKENIZER).read_bytes())
+        file = epath.Path(workdir) / TOKENIZER
+        if not file.exists():
+            raise ConfigError(
+                f"{file} is missing, and the run in {workdir} cannot go on without it: put it back, or choose another workdir"
+            )
+        return Tokenizer(file.read_bytes())
     captions = sorted({caption for record in _records(experiment) for caption in record["captions"]})
     return Tokenizer.train(captions, experiment.text.vocab_size)
 

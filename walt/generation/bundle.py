@@ -85,11 +85,10 @@ def write_bundle(bundle: Bundle, path: epath.PathLike, dtype: Literal["float32",
     `dtype` is the storage type of parameters; other variables stay float32.
 
     Raises:
-      BundleError: `path` holds something else than a bundle, or a parameter does not fit the storage type.
+      BundleError: `path` holds anything besides a bundle, or a parameter does not fit the storage type.
     """
     target = epath.Path(path)
-    if target.exists() and not is_bundle(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise BundleError(f"{target} exists and is not a bundle, so it is left as it is; choose another output folder")
+    _check_free(target)
     index: dict[str, Any] = {"format": FORMAT, "components": {}, "tokenizer": None}
     files: dict[str, bytes] = {}
     for name, component in bundle.components.items():
@@ -160,6 +159,23 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
             node = node.setdefault(name, {})
         node[last] = value
     return tree
+
+
+def _check_free(target: epath.Path) -> None:
+    """Refuses a target that holds a file which is not part of a bundle: replacing the bundle would delete it."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not is_bundle(target):
+        raise BundleError(f"{target} exists and is not a bundle, so it is left as it is; choose another output folder")
+    index = _read_index(target / INDEX)
+    entries = [*_section(index, "components", target).values(), index.get("tokenizer")]
+    own = {INDEX, *(str(entry.get("file")) for entry in entries if isinstance(entry, dict))}
+    foreign = sorted(file.name for file in target.iterdir() if file.name not in own)
+    if foreign:
+        raise BundleError(
+            f"{target / foreign[0]} is not part of the bundle beside it, so the folder is left as it is; move the file away "
+            "or choose another output folder"
+        )
 
 
 def _write_folder(target: epath.Path, files: Mapping[str, bytes]) -> None:

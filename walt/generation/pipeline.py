@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,12 +14,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
 
+from walt.autoencoder import Tiling, stream_decode, stream_encode
 from walt.autoencoder.config import AutoencoderConfig
+from walt.autoencoder.model import to_float, to_uint8
 from walt.config import ConfigError, from_config_dict
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.generation import programs
 from walt.generation.bundle import Bundle, BundleError, Tree, flatten
-from walt.generation.fit import VideoSize, fit, fit_size
+from walt.generation.fit import VideoSize, fit, fit_stream
 from walt.generation.sources import open_bundle
 from walt.text.config import TextEncoderConfig
 from walt.text.tokenizer import Tokenizer
@@ -152,6 +154,22 @@ class Pipeline:
         padded, crop = fit(video, self._autoencoder.time_factor, self._autoencoder.space_factor)
         return crop(self.decode(self.encode(padded)))
 
+    def reconstruct_stream(
+        self, chunks: Iterable[UInt8[np.ndarray, "t h w 3"]], tiling: Tiling | None = None
+    ) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+        """`reconstruct` of one video that arrives in chunks of any numbers of frames, in memory that does not grow with
+        its length. Frames come out as soon as the autoencoder has all that they depend on. A `tiling` also bounds the
+        memory that large frames need, and is approximate."""
+        model = programs.autoencoder(self._autoencoder).bind(*self._autoencoder_weights)
+        padded, crop = fit_stream(chunks, self._autoencoder.time_factor, self._autoencoder.space_factor)
+        latents = stream_encode(model, (to_float(chunk[None]) for chunk in padded), tiling)
+        return crop(np.asarray(to_uint8(video))[0] for video in stream_decode(model, latents, tiling))
+
+    def tiling(self, pixels: int) -> Tiling:
+        """Tiles of at least `pixels` a side, a quarter of which overlaps."""
+        positions = max(2, -(-_check_count("the side of a tile", pixels) // self._autoencoder.space_factor))
+        return Tiling(positions, positions // 4)
+
     def encode(self, video: UInt8[np.ndarray, "*n t h w 3"]) -> Float[np.ndarray, "*n f i j c"]:
         """Normalised latents of a video of 1 + 4k frames with sides that are multiples of 8 (factors of the
         autoencoder); others raise `ValueError`."""
@@ -206,9 +224,11 @@ class Pipeline:
         )
         if any(a > b for a, b in zip(asked, full)):
             raise GenerationError(f"this model makes at most {full}, got a request for {asked}")
-        fit_size(asked, self._autoencoder.time_factor, self._autoencoder.space_factor)
-        if asked[1:] != full[1:]:
-            print(f"the model makes {full.height}x{full.width}; the middle {asked.height}x{asked.width} is kept")
+        if asked != full:
+            print(
+                f"{asked} is rounded up to {full}, which is what the model makes, and cropped back to the first frames and "
+                "the middle of the picture"
+            )
         return asked
 
     def _check_sampler(self, steps: int | None, guidance: float | None) -> SamplerConfig:

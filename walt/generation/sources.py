@@ -53,6 +53,19 @@ def open_bundle(path: epath.PathLike, weights: Weights = "ema") -> Bundle:
     raise BundleError(f"{path} {problem}{names}")
 
 
+def open_autoencoder(path: epath.PathLike, weights: Weights = "ema") -> Bundle:
+    """`open_bundle` where the autoencoder is what counts; `BundleError` if there is none."""
+    bundle = open_bundle(path, weights)
+    if "autoencoder" not in bundle.components:
+        raise BundleError(f"{path} holds no autoencoder but {', '.join(bundle.components)}")
+    return bundle
+
+
+def whole_path(path: epath.PathLike) -> str:
+    """The path under which `open_bundle` finds the same model from any folder."""
+    return str(path) if str(path) in shipped_bundles() else str(epath.Path(path).resolve())
+
+
 def bundle_of_workdir(workdir: epath.PathLike, weights: Weights = "ema") -> Bundle:
     """The parts of the latest checkpoint; averaged weights if asked for and there are any.
 
@@ -61,6 +74,7 @@ def bundle_of_workdir(workdir: epath.PathLike, weights: Weights = "ema") -> Bund
       walt.training.checkpoint.CheckpointError: there is no whole checkpoint.
     """
     # Imports Orbax, which takes seconds that a bundle need not wait for.
+    from walt.autoencoder.task import latent_statistics_of
     from walt.training.checkpoint import restore_parts, stored_clock
 
     params, ema, extra, config, step = restore_parts(workdir)
@@ -70,8 +84,10 @@ def bundle_of_workdir(workdir: epath.PathLike, weights: Weights = "ema") -> Bund
         "weights": "ema" if weights == "ema" and ema else "raw",
         "finished": stored_clock(workdir, step).finished,
     }
+    if config.get("data_fps"):
+        card["fps"] = config.data_fps
     if "generator" in chosen:
-        autoencoder = Component(_plain(config.autoencoder), chosen["generator"], extra)
+        autoencoder = Component(_plain(config.autoencoder), chosen["generator"], latent_statistics_of(extra))
         return Bundle({"autoencoder": autoencoder}, card=card)
     if "model" not in chosen:
         raise BundleError(
@@ -108,11 +124,9 @@ def _denoiser_bundle(
 
 def _autoencoder_of(workdir: epath.Path, path: str, checksum: str | None) -> Bundle:
     try:
-        bundle = open_bundle(path)
+        bundle = open_autoencoder(path)
     except BundleError as error:
         raise BundleError(f"the autoencoder of {workdir}: {error}") from error
-    if "autoencoder" not in bundle.components:
-        raise BundleError(f"the autoencoder of {workdir}: {path} holds none")
     found = encoder_checksum(bundle.components["autoencoder"])
     if checksum and checksum != found:
         raise BundleError(

@@ -55,6 +55,11 @@ class Tokenizer:
         """Number of ids."""
         return self._processor.vocab_size()
 
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The piece of every id: what the rows of an embedding mean."""
+        return tuple(self._processor.id_to_piece(list(range(self.vocab_size))))
+
     def __call__(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n l"], Bool[np.ndarray, "n l"]]:
         """(ids, mask) of texts cut or padded to `length` tokens; every text ends with the end token, even a cut one."""
         ids = np.full((len(texts), length), PAD, np.int32)

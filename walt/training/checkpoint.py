@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,12 @@ from walt.training.task import Tree
 
 FOLDER = "checkpoints"
 ITEMS = ("weights", "training", "config", "clock")
+COMMITTED = "commit_success.txt"
+ORBAX_MARKS = (COMMITTED, "_CHECKPOINT_METADATA")
 REPLACED, INCOMPLETE = ".replaced", ".incomplete"
+LEFTOVER = re.compile(r"\d+(\.replaced|\.incomplete|\.orbax-checkpoint-tmp.*)")
+DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
+"""How TensorStore begins an error about bytes that are not what was written."""
 
 
 class CheckpointError(RuntimeError):
@@ -129,20 +135,34 @@ class Checkpoints:
         """
         assert self.latest is not None
         folder = self.directory / str(self.latest)
-        weights = {"params": abstract.params, "ema": abstract.ema, "extra": abstract.extra}
-        training = {"step": abstract.step, "opt": abstract.opt, "key": abstract.key}
-        arguments = ocp.args.Composite(
-            weights=ocp.args.StandardRestore(weights),
-            training=ocp.args.StandardRestore(training),
-            clock=ocp.args.JsonRestore(),
+        wanted = {
+            "weights": {"params": abstract.params, "ema": abstract.ema, "extra": abstract.extra},
+            "training": {"step": abstract.step, "opt": abstract.opt, "key": abstract.key},
+        }
+        with _reading(folder):
+            stored = {item: _stored_tree(folder / item) for item in wanted}
+        _check_same_arrays(folder, stored, wanted)
+        # Orbax wants the structure that it stored, down to containers without arrays; the names alone decide what is what.
+        arguments = {item: ocp.args.StandardRestore(_arranged(wanted[item], stored[item])) for item in wanted}
+        with _reading(folder):
+            restored = self._manager.restore(
+                self.latest, args=ocp.args.Composite(**arguments, clock=ocp.args.JsonRestore())
+            )
+        values = {item: _arranged(restored[item], wanted[item]) for item in wanted}
+        return TrainState(**values["weights"], **values["training"]), Clock(**restored["clock"])
+
+
+def check_folder(workdir: epath.PathLike) -> None:
+    """Refuse (`ConfigError`) a work directory whose checkpoints are those of another program: Orbax would count them as
+    its own, and delete them.
+    """
+    foreign = sorted(entry.name for entry in _scan(workdir).foreign)
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise ConfigError(
+            f"{epath.Path(workdir) / FOLDER} holds {', '.join(foreign[:3])}{more}, which is no checkpoint of walt, so it "
+            "was left as it is: move that away, or choose another workdir"
         )
-        with _reading(folder):
-            stored = {**_stored_shapes(folder / "weights"), **_stored_shapes(folder / "training")}
-        _check_same_arrays(folder, stored, {**_shapes(weights), **_shapes(training)})
-        with _reading(folder):
-            restored = self._manager.restore(self.latest, args=arguments)
-        clock = Clock(**restored["clock"])
-        return TrainState(**restored["weights"], **restored["training"]), clock
 
 
 def recover(workdir: epath.PathLike) -> None:
@@ -151,18 +171,20 @@ def recover(workdir: epath.PathLike) -> None:
     A checkpoint that was being replaced comes back if its replacement is not whole. A half-written one is renamed, else
     Orbax would take it for a whole one.
     """
-    steps, unfinished = _scan(workdir)
+    multihost_utils.sync_global_devices("checkpoints seen")  # by every process, as they were
     if jax.process_index() == 0:
-        for entry in unfinished:
-            step = entry.name.removesuffix(REPLACED)
-            if step != entry.name and _is_whole(entry):
-                if int(step) in steps:
-                    entry.rmtree()
-                    continue
-                _rename(entry.with_name(step), entry.with_name(step + INCOMPLETE))
-                entry.rename(entry.with_name(step))
-                logging.warning("checkpoint %s was being replaced and is used again", entry.with_name(step))
-        for entry in _scan(workdir)[1]:
+        for step, folder in _scan(workdir).whole.items():
+            proper = folder.with_name(str(step))
+            if folder != proper:
+                _rename(proper, folder.with_name(f"{step}{INCOMPLETE}"))
+                folder.rename(proper)
+                logging.warning("checkpoint %s was being replaced and is used again", proper)
+        found = _scan(workdir)
+        for entry in found.unfinished:
+            step_name = entry.name.removesuffix(REPLACED)
+            if step_name != entry.name and int(step_name) in found.whole:
+                entry.rmtree()
+                continue
             if not entry.name.endswith(INCOMPLETE):
                 logging.warning("ignoring half-written checkpoint %s", entry)
             if entry.name.isdigit():
@@ -179,36 +201,43 @@ def _rename(entry: epath.Path, target: epath.Path) -> None:
 
 def latest_step(workdir: epath.PathLike) -> int | None:
     """The step of the latest whole checkpoint of a work directory, or None."""
-    return max(_scan(workdir)[0], default=None)
+    return max(_scan(workdir).whole, default=None)
 
 
 def stored_config(workdir: epath.PathLike, step: int | None = None) -> ConfigDict:
     """The resolved config in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
-    path = epath.Path(workdir) / FOLDER / str(_chosen(workdir, step)) / "config" / "metadata"
-    return from_json(path.read_text())
+    _, folder = _chosen(workdir, step)
+    with _reading(folder):
+        return from_json((folder / "config" / "metadata").read_text())
 
 
 def stored_clock(workdir: epath.PathLike, step: int | None = None) -> Clock:
     """The clock in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
-    path = epath.Path(workdir) / FOLDER / str(_chosen(workdir, step)) / "clock" / "metadata"
-    return Clock(**json.loads(path.read_text()))
+    _, folder = _chosen(workdir, step)
+    with _reading(folder):
+        return Clock(**json.loads((folder / "clock" / "metadata").read_text()))
 
 
-def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: tuple[str, ...]) -> None:
-    """Refuse (`ConfigError` with the differences) to resume with another value under `model_keys`; log other
+def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: Sequence[str]) -> list[str]:
+    """Refuse (`ConfigError` with the differences) to resume with another value under `model_keys`; returns the other
     differences.
 
-    `model_keys` are dotted prefixes of the config, such as "transformer": whatever decides what the parameters mean.
+    `model_keys` are dotted prefixes of the config, such as "transformer": whatever decides what the parameters mean and
+    what they learn from. What the stored config does not name contradicts nothing: an older version did not know it.
     """
+
+    def is_fatal(line: str) -> bool:
+        name, _, change = line.partition(": ")
+        return not change.startswith("(absent)") and any(f"{name}.".startswith(f"{key}.") for key in model_keys)
+
     changed = diff(stored_config(workdir), from_json(to_json(config)))
-    fatal = [line for line in changed if any(f"{line.split(':')[0]}.".startswith(f"{key}.") for key in model_keys)]
+    fatal = [line for line in changed if is_fatal(line)]
     if fatal:
         raise ConfigError(
             f"{workdir} holds a run of another config, so it was left as it is; choose another workdir, or undo:\n  "
             + "\n  ".join(fatal)
         )
-    for line in changed:
-        logging.warning("resuming with a changed config: %s", line)
+    return changed
 
 
 def restore_parts(
@@ -219,25 +248,48 @@ def restore_parts(
     Needs neither the task nor the optimiser nor the devices of the run. `CheckpointError` if there is no such
     checkpoint or it cannot be read.
     """
-    for entry in _scan(workdir)[1]:
+    for entry in _scan(workdir).unfinished:
         logging.warning("ignoring half-written checkpoint %s", entry)
-    step = _chosen(workdir, step)
-    path = epath.Path(workdir).resolve() / FOLDER / str(step) / "weights"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, _reading(path.parent):
-        entries = checkpointer.metadata(path).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), entries)
+    step, folder = _chosen(workdir, step)
+    path = folder.resolve() / "weights"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, _reading(folder):
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _stored_tree(path))
         weights = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return weights["params"], weights["ema"], weights["extra"], stored_config(workdir, step), step
 
 
-def _stored_shapes(path: epath.Path) -> dict[str, tuple[int, ...]]:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return _shapes(checkpointer.metadata(path).item_metadata.tree)
+def _stored_tree(path: epath.Path) -> Any:
+    """The tree of an item as it was saved, with descriptions in place of arrays."""
+    # The handler itself: a checkpointer would answer None, and hide why.
+    return ocp.PyTreeCheckpointHandler().metadata(path).tree
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Path → shape of every array, as it is stored: a random key as the numbers it is made of."""
-    return {path_name(path): _stored_shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+def _named(tree: Any) -> dict[str, Any]:
+    """Path → array, in the order of the leaves.
+
+    Of a sequence, only elements with arrays are counted: stages of an optimiser that remember nothing may come and go.
+    """
+    named: dict[str, Any] = {}
+    places: dict[tuple[Any, ...], dict[int, int]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        keys = list(path)
+        for depth, key in enumerate(path):
+            if isinstance(key, jax.tree_util.SequenceKey):
+                seen = places.setdefault(path[:depth], {})
+                keys[depth] = jax.tree_util.SequenceKey(seen.setdefault(key.idx, len(seen)))
+        named[path_name(tuple(keys))] = leaf
+    return named
+
+
+def _arranged(values: Any, like: Any) -> Any:
+    """The arrays of `values` in the structure of `like`, found by their names."""
+    arrays = _named(values)
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
+
+
+def _shapes(trees: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every array of every item, as it is stored: a random key as the numbers it is made of."""
+    return {name: _stored_shape(leaf) for tree in trees.values() for name, leaf in _named(tree).items()}
 
 
 def _stored_shape(leaf: Any) -> tuple[int, ...]:
@@ -245,8 +297,9 @@ def _stored_shape(leaf: Any) -> tuple[int, ...]:
     return tuple(jax.eval_shape(jax.random.key_data, leaf).shape if is_key else leaf.shape)
 
 
-def _check_same_arrays(folder: epath.Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_same_arrays(folder: epath.Path, stored_trees: dict[str, Any], wanted_trees: dict[str, Any]) -> None:
     """`ConfigError` naming some arrays that the checkpoint has and this run does not, or the other way round."""
+    stored, wanted = _shapes(stored_trees), _shapes(wanted_trees)
     changed = [name for name in sorted(stored.keys() | wanted.keys()) if stored.get(name) != wanted.get(name)]
     if changed:
         shown = ", ".join(
@@ -260,32 +313,80 @@ def _check_same_arrays(folder: epath.Path, stored: dict[str, Any], wanted: dict[
 
 
 @contextlib.contextmanager
-def _reading(path: epath.Path) -> Iterator[None]:
+def _reading(folder: epath.Path) -> Iterator[None]:
+    """Whatever goes wrong becomes a `CheckpointError` with its cause: never a silent fresh start."""
     try:
         yield
-    except Exception as error:  # a damaged file shows as almost any type; never as a silent fresh start
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read: {error}\nRemove that folder to go back to the checkpoint before it."
-        ) from error
+    except Exception as error:
+        cause = str(error).split(" [tensorstore_spec=")[0] or type(error).__name__
+        advice = (
+            f"; it is damaged: move it out of {FOLDER} to go back to the one before it" if _is_damage(error) else ""
+        )
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {cause}{advice}") from error
 
 
-def _chosen(workdir: epath.PathLike, step: int | None) -> int:
-    latest = latest_step(workdir)
-    if latest is None:
+def _is_damage(error: Exception) -> bool:
+    """Whether files are missing or hold something else than was written, which another attempt will not change."""
+    if isinstance(error, (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, ConfigError)):
+        return True
+    return isinstance(error, ValueError) and str(error).startswith(DAMAGE)
+
+
+def _chosen(workdir: epath.PathLike, step: int | None) -> tuple[int, epath.Path]:
+    """The latest (or the given) step and the folder of its checkpoint; `CheckpointError` if there is none."""
+    whole = _scan(workdir).whole
+    if not whole:
         raise CheckpointError(f"{workdir} holds no checkpoint (looked in {epath.Path(workdir) / FOLDER})")
-    if step is not None and not _is_whole(epath.Path(workdir) / FOLDER / str(step)):
-        raise CheckpointError(f"{workdir} holds no checkpoint of step {step}; its latest is {latest}")
-    return latest if step is None else step
+    chosen = max(whole) if step is None else step
+    if chosen not in whole:
+        raise CheckpointError(f"{workdir} holds no checkpoint of step {step}; its latest is {max(whole)}")
+    return chosen, whole[chosen]
 
 
-def _scan(workdir: epath.PathLike) -> tuple[list[int], list[epath.Path]]:
-    """The steps that have a whole checkpoint, and the folders of checkpoints that are none."""
+@dataclass(frozen=True)
+class _Found:
+    """What lies in a folder of checkpoints: step → folder of the whole ones, what an interruption left, and what is not
+    walt's. A whole checkpoint whose replacement is not whole counts, where it was put aside.
+    """
+
+    whole: dict[int, epath.Path]
+    unfinished: list[epath.Path]
+    foreign: list[epath.Path]
+
+
+def _scan(workdir: epath.PathLike) -> _Found:
     directory = epath.Path(workdir) / FOLDER
-    entries = [entry for entry in directory.iterdir() if entry.is_dir()] if directory.is_dir() else []
-    whole = [entry for entry in entries if entry.name.isdigit() and _is_whole(entry)]
-    return [int(entry.name) for entry in whole], [entry for entry in entries if entry not in whole]
+    entries = [entry for entry in directory.iterdir() if entry.name[0] != "."] if directory.is_dir() else []
+    ours = [entry for entry in entries if _is_ours(entry)]
+    whole: dict[int, epath.Path] = {}
+    for entry in sorted(ours, key=lambda entry: not entry.name.endswith(REPLACED)):  # replacements last: they count
+        step = entry.name.removesuffix(REPLACED)
+        if step.isdigit() and _is_whole(entry):
+            whole[int(step)] = entry
+    return _Found(
+        whole,
+        unfinished=[entry for entry in ours if entry not in whole.values()],
+        foreign=[entry for entry in entries if entry not in ours],
+    )
+
+
+def _is_ours(entry: epath.Path) -> bool:
+    """Whether a name, or what is inside, says that walt or Orbax wrote it here. A deletion that was interrupted may have
+    left an empty folder.
+    """
+    if not entry.name.isdigit() or not entry.is_dir():
+        return LEFTOVER.fullmatch(entry.name) is not None
+    content = _content(entry) - set(ORBAX_MARKS)
+    return not content or not content.isdisjoint(ITEMS)
+
+
+def _content(folder: epath.Path) -> set[str]:
+    """The names in a folder; none if the run that works here has just deleted it."""
+    with _reading(folder), contextlib.suppress(FileNotFoundError):
+        return {entry.name for entry in folder.iterdir()}
+    return set()
 
 
 def _is_whole(path: epath.Path) -> bool:
     # Orbax writes this file into each item and then into the checkpoint, after everything else.
-    return all((path / item / "commit_success.txt").exists() for item in (*ITEMS, "."))
+    return all((path / item / COMMITTED).exists() for item in (*ITEMS, "."))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -17,7 +19,7 @@ from tqdm import tqdm
 from walt.config import ConfigError
 from walt.parallel.mesh import batch_shards, check_processes, make_mesh, put_batch
 from walt.parallel.rules import ParameterAxes
-from walt.training.checkpoint import Checkpoints, Clock, check_config, latest_step, recover
+from walt.training.checkpoint import Checkpoints, Clock, check_config, check_folder, latest_step, recover
 from walt.training.config import TrainingConfig
 from walt.training.meter import Meter, NonFiniteError
 from walt.training.metrics import MetricLog, read_metrics
@@ -64,17 +66,21 @@ def train(
     profiler = Profiler(workdir, profile)
     mesh = make_mesh(config.mesh, devices)
     _check_mesh(mesh, axes)
-    recover(workdir)
-    _check_workdir(workdir, config, resolved_config, tuple(model_keys))
+    step = _check_workdir(workdir, config, resolved_config, model_keys)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
+        batches: Iterator[Batch] = loader.batches(step)
+        stack.callback(getattr(batches, "close", lambda: None))  # a generator's workers end with the run
+        if step < config.num_steps:
+            # Before anything is written: a mistake in the data must not leave a run that its correction does not fit.
+            batches = _checked(batches, task, config, mesh)
+        recover(workdir)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
         if checkpoints.latest is None:
             initial = on_start() if on_start else Initial()
             state, clock = create_state(task, config, mesh, axes, initial), Clock()
         else:
             state, clock = checkpoints.restore(abstract_state(task, config, mesh, axes))
-        step = int(state.step)
         log = stack.enter_context(contextlib.closing(MetricLog(workdir, step)))
         if clock.finished and step == config.num_steps:
             _evaluate(evaluators, state, step, config, log)
@@ -84,8 +90,7 @@ def train(
         stack.enter_context(contextlib.closing(profiler))
         meter = stack.enter_context(contextlib.closing(Meter(log, clock, step, config, task.row_cost())))
 
-        batches, run = loader.batches(step), None
-        stack.callback(getattr(batches, "close", lambda: None))  # a generator's workers end with the run
+        run = None
         while True:
             # `state` is the result of `step` updates. It is saved before it is evaluated, and both before more data is
             # drawn: whatever happens next, the checkpoint at `step` and the batches from `step` on give the same run.
@@ -115,7 +120,6 @@ def train(
             if rows is None:
                 continue
             if run is None:
-                _check_batch(rows, task, config, mesh)
                 with meter.paused():
                     run = make_train_step(task, config, mesh, axes).lower(state, put_batch(rows, mesh)).compile()
             profiler.at(step)
@@ -125,9 +129,10 @@ def train(
 
 
 def _check_workdir(
-    workdir: epath.PathLike, config: TrainingConfig, resolved_config: ConfigDict, model_keys: tuple[str, ...]
-) -> None:
-    """Refuse a work directory that holds something else, before anything in it is touched."""
+    workdir: epath.PathLike, config: TrainingConfig, resolved_config: ConfigDict, model_keys: Sequence[str]
+) -> int:
+    """The step to go on from. Refuses a work directory that holds something else, before anything in it is touched."""
+    check_folder(workdir)
     step = latest_step(workdir)
     if step is None:
         if read_metrics(workdir):
@@ -135,13 +140,16 @@ def _check_workdir(
                 f"{workdir} holds the metrics of a run but no whole checkpoint to resume from: "
                 "move it away or choose another workdir"
             )
-        return
-    check_config(workdir, resolved_config, model_keys)
+        return 0
+    changed = check_config(workdir, resolved_config, model_keys)
     if step > config.num_steps:
         raise ConfigError(
             f"{workdir} is at step {step} already, but num_steps is {config.num_steps}: raise it or choose another workdir"
         )
+    for line in changed:
+        logging.warning("resuming with a changed config: %s", line)
     tqdm.write(f"resuming {workdir} from step {step}")
+    return step
 
 
 def _check_mesh(mesh: Mesh, axes: ParameterAxes) -> None:
@@ -165,7 +173,11 @@ def _evaluate(
     """Run the evaluators that are due at `step`, except those whose metrics an earlier start has logged already."""
     for evaluator in _due(evaluators, step, config):
         if not log.has(step, f"{evaluator.name}/"):
-            log.write(step, {f"{evaluator.name}/{name}": value for name, value in evaluator(state, step).items()})
+            began = time.perf_counter()
+            found = evaluator(state, step)
+            # A number in any case: videos alone would leave no trace in the log, and be made again at every start.
+            found = {**found, "seconds": time.perf_counter() - began}
+            log.write(step, {f"{evaluator.name}/{name}": value for name, value in found.items()})
 
 
 def _stopping(stop: StopSignal, step: int, config: TrainingConfig) -> bool:
@@ -182,6 +194,13 @@ def _draw(batches: Iterator[Batch], stop: StopSignal) -> Batch | None:
         if stop.received is None or jax.process_count() > 1:
             raise
         return None
+
+
+def _checked(batches: Iterator[Batch], task: Task, config: TrainingConfig, mesh: Mesh) -> Iterator[Batch]:
+    """The same batches, of which the first is drawn and found to fit."""
+    first = next(batches)
+    _check_batch(first, task, config, mesh)
+    return itertools.chain([first], batches)
 
 
 def _check_batch(rows: Batch, task: Task, config: TrainingConfig, mesh: Mesh) -> None:

@@ -37,8 +37,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         scale += [optax.ema(config.b1, debias=False)] if config.b1 else []
     else:
         scale = [optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)]
-    if config.weight_decay:
-        scale += [optax.add_decayed_weights(config.weight_decay, mask=lambda params: decayed(config, params))]
+    # Always in the chain, so that a run can go on with another weight decay, none included.
+    scale += [optax.add_decayed_weights(config.weight_decay, mask=lambda params: decayed(config, params))]
     return optax.chain(*scale)
 
 

@@ -70,7 +70,7 @@ def accumulated_gradients(
     """What `task.gradients` gives for the whole batch, computed in `parts` parts one after another and averaged.
 
     Equal to the full batch because tasks average over rows. `extra` is averaged too, which is exact for moving averages
-    of batch means; entries that are no floating-point numbers are taken from the last part.
+    of batch means and for what stays as it is; entries that are no floating-point numbers are taken from the last part.
     """
     if parts == 1:
         return task.gradients(state, batch, key)
@@ -84,13 +84,19 @@ def accumulated_gradients(
     def add(total: Any, part: Any) -> Any:
         return jax.tree.map(lambda a, b: a + b / parts if is_float(b) else b, total, part)
 
+    # The parts of an `extra` that stays the same would not add up to it: what is averaged is how far it falls, exactly 0.
+    def fall(old: Any, new: Any) -> Any:
+        return jax.tree.map(lambda a, b: a - b if is_float(b) else b, old, new)
+
+    def gradients(rows: Batch) -> tuple[dict[str, Tree], Tree, Metrics]:
+        grads, extra, metrics = task.gradients(state, rows, key)
+        return grads, fall(state.extra, extra), metrics
+
     divided = {name: split(rows) for name, rows in batch.items()}
     first = jax.tree.map(lambda rows: rows[0], divided)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(task.gradients, state, first, key)
-    )
-    total, _ = jax.lax.scan(lambda total, part: (add(total, task.gradients(state, part, key)), None), zeros, divided)
-    return total
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradients, first))
+    (grads, fallen, metrics), _ = jax.lax.scan(lambda total, part: (add(total, gradients(part)), None), zeros, divided)
+    return grads, fall(state.extra, fallen), metrics
 
 
 def is_float(leaf: Any) -> bool:

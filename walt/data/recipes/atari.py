@@ -68,7 +68,7 @@ def prepare(config: AtariConfig) -> records.Manifest:
     if finished is not None:
         print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
         return finished
-    _check_games(config.games)
+    check_games(config.games)
     warn_of_sizes(config)
     with records.new_dataset(config.output) as directory:
         splits = _record(config, directory)
@@ -86,7 +86,8 @@ def prepare(config: AtariConfig) -> records.Manifest:
     return records.read_manifest(config.output)
 
 
-def _check_games(games: tuple[str, ...]) -> None:
+def check_games(games: tuple[str, ...]) -> None:
+    """Raises `DatasetError` if ale-py is missing or does not have one of the games."""
     if importlib.util.find_spec("ale_py") is None:
         raise records.DatasetError("The atari recipe needs ale-py; install it with `pip install walt[demo]`.")
     from ale_py import roms

@@ -50,12 +50,21 @@ class TfdsConfig:
     def __post_init__(self) -> None:
         if bool(self.directory) == bool(self.name):
             raise ConfigError("either directory or name must be given, to say which data set to read.")
-        if "{}" not in self.template:
-            raise ConfigError(f"template must contain {{}} where the label goes, got {self.template!r}.")
+        if not _takes_a_label(self.template):
+            raise ConfigError(
+                f"template must contain {{}} where the label goes, and no other braces, got {self.template!r}."
+            )
         common.check_positive(self, "height", "width", "num_frames", "frame_skip", "source_fps")
         common.check_heldout(self.heldout)
         if self.heldout_split == self.split:
             raise ConfigError(f"heldout_split must be another split than split, got {self.split!r} for both.")
+
+
+def _takes_a_label(template: str) -> bool:
+    try:
+        return "\0" in template.format("\0")
+    except (LookupError, ValueError, AttributeError):  # what `format` raises for fields and braces of all kinds
+        return False
 
 
 @dataclasses.dataclass(frozen=True)

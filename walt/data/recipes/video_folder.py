@@ -8,7 +8,6 @@ a clip that stands still, or a one-frame clip if num_frames is 1.
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import json
@@ -18,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from walt.data import media, records
+from walt.data import caption_files, media, records
 from walt.data.recipes import common
 from walt.data.recipes.common import option
 
-CAPTION_FILES = ("captions.csv", "captions.jsonl")
 _FINGERPRINT_BYTES = 2**16
 
 
@@ -177,47 +175,19 @@ class _Captions:
 
     def __init__(self, config: VideoFolderConfig):
         self._folder = Path(config.input)
-        found = [self._folder / name for name in CAPTION_FILES if (self._folder / name).is_file()]
-        self._table_path = Path(config.captions) if config.captions else (found[0] if found else None)
-        self._table = _read_table(self._table_path) if self._table_path else {}
+        self._table_path = Path(config.captions) if config.captions else caption_files.find_table(self._folder)
+        self._table = caption_files.read_table(self._table_path) if self._table_path else {}
 
     def of(self, path: Path) -> list[str]:
         """The captions of a file, at least one; MediaError if it has none."""
         if self._table_path:
-            captions = self._table.get(path.relative_to(self._folder).as_posix(), [])
+            entries = self._table.get(path.relative_to(self._folder).as_posix(), [])
+            captions = [entry.text for entry in entries]
             place = str(self._table_path)
         else:
             sidecar = path.with_suffix(".txt")
             place = f"{sidecar} (one caption per line)"
-            captions = _lines(sidecar) if sidecar.is_file() else []
+            captions = caption_files.read_lines(sidecar) if sidecar.is_file() else []
         if not captions:
             raise media.MediaError(f"{path} has no caption; it is looked for in {place}.")
         return captions
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise media.MediaError(f"{path} is not UTF-8 text: {error}") from error
-
-
-def _read_table(path: Path) -> dict[str, list[str]]:
-    """Captions by file name from a csv with a header line or from a jsonl file."""
-    if not path.is_file():
-        raise media.MediaError(f"There is no captions file {path}.")
-    if path.suffix not in (".csv", ".jsonl"):
-        raise media.MediaError(f"The captions file {path} must end in .csv or .jsonl.")
-    table: dict[str, list[str]] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = (
-                csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
-            )
-            for number, row in enumerate(rows, 1):
-                if not isinstance(row, dict) or not row.get("file") or not str(row.get("caption") or "").strip():
-                    raise media.MediaError(f"Entry {number} of {path} must have a `file` and a `caption`.")
-                table.setdefault(Path(row["file"]).as_posix(), []).append(str(row["caption"]).strip())
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise media.MediaError(f"{path} cannot be read: {error}") from error
-    return table
