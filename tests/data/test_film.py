@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from walt import prepare
 from walt.config import ConfigError
 from walt.data import media, records
 from walt.data.recipes import film
@@ -300,3 +301,10 @@ def test_the_checksum_of_the_real_film() -> None:
 def test_config_errors_are_config_errors() -> None:
     with pytest.raises(ConfigError, match="min_shot must not be negative"):
         FilmConfig(output="x", min_shot=-1)
+
+
+def test_flags_become_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[FilmConfig] = []
+    monkeypatch.setattr(film, "prepare", asked.append)
+    prepare.main(["walt prepare", "film", "--output=x", "--film=y.mp4", "--fps=12", "--height=128", "--credits"])
+    assert asked == [FilmConfig(output="x", film="y.mp4", fps=12.0, height=128, credits=True)]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import pickle
 import zipfile
@@ -60,7 +59,7 @@ class _RebuildTensor:
     ) -> np.ndarray:
         """A view of the storage, whose values may come later; what else torch notes of a tensor is for training."""
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        if min((offset, *shape, *strides)) < 0 or (math.prod(shape) and last >= storage.size):
+        if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= storage.size):
             raise pickle.UnpicklingError(
                 f"a tensor of shape {shape} reaches beyond its storage of {storage.size} elements"
             )

@@ -54,7 +54,7 @@ class Manifest:
     """What a record folder holds.
 
     Attributes:
-      name: the recipe that made it ("atari", "video_folder", "tfds", "latents").
+      name: the recipe that made it ("atari", "film", "video_folder", "tfds", "latents").
       splits: the parts of the data set by name.
       shapes: shape of every array field of a record, e.g. {"clip": (17, 64, 64, 3)}.
       fps: frames per second of the clips.
