@@ -71,7 +71,8 @@ def _inflate(arguments: Arguments) -> None:
 
     from walt.experiment.inflation import inflated_bundle  # imports jax
 
-    _write_bundle(inflated_bundle(arguments.workdir, arguments.weights, config), arguments)
+    bundle = inflated_bundle(arguments.workdir, arguments.weights, config)  # type: ignore[arg-type]
+    _write_bundle(bundle, arguments)
 
 
 def _write_bundle(bundle: Any, arguments: Arguments) -> None:

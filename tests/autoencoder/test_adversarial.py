@@ -18,11 +18,11 @@ CLIP = (5, 16, 16)
 TINY = AutoencoderConfig(
     latent_channels=4,
     base_channels=8,
-    channel_multipliers=(1, 2, 2),
+    channel_multipliers=(1, 2),
     res_blocks=1,
-    mid_blocks=1,
-    strides=((2, 2), (2, 1)),
-    temporal_kernels=(1, 1, 3),
+    mid_blocks=0,
+    strides=((4, 2),),
+    temporal_kernels=(1, 3),
     patchify=4,
     groups=4,
 )
@@ -94,6 +94,7 @@ def step(task):
     return State(params, extra), batch, key, *run(params, extra)
 
 
+@pytest.mark.slow
 def test_one_pass_gives_the_gradients_of_two(task, step):
     """The shared forward pass against each side differentiated on its own, the other's parameters held."""
     state, batch, key, gradients, _, metrics = step
@@ -118,24 +119,6 @@ def test_one_pass_gives_the_gradients_of_two(task, step):
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5)
         for ours, theirs in zip(jax.tree.leaves(gradients[group]), jax.tree.leaves(expected), strict=True):
             assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs) + 1e-7
-
-
-def test_second_order_gradient_agrees_with_finite_differences(task, step):
-    """R1 differentiates a gradient; along a random direction its slope is what two nearby values say."""
-    with jax.enable_x64(True):
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), step[0].params[DISCRIMINATOR])
-        rng = np.random.default_rng(1)
-        direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), params)
-        clips = jnp.asarray(rng.uniform(size=(1, *CLIP, 3)))
-
-        @jax.jit
-        def r1(distance):
-            moved = jax.tree.map(lambda leaf, along: leaf + distance * along, params, direction)
-            critic = task.discriminator.bind(moved)
-            return jnp.square(jax.grad(lambda video: critic(video).sum())(clips)).sum()
-
-        exact, size = float(jax.jit(jax.grad(r1))(0.0)), 1e-6
-        assert exact == pytest.approx(float(r1(size) - r1(-size)) / (2 * size), rel=1e-3)
 
 
 def test_every_parameter_of_both_groups_has_a_gradient(step):

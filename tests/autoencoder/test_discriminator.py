@@ -30,7 +30,7 @@ def test_blur_pool_is_a_binomial_blur_at_every_other_position(size):
     np.testing.assert_allclose(blur_pool(jnp.asarray(x)), blurred, atol=1e-6)
 
 
-@pytest.mark.parametrize("clip_shape", [(5, 16, 16), (1, 16, 8)])
+@pytest.mark.parametrize("clip_shape", [(5, 16, 16), pytest.param((1, 16, 8), marks=pytest.mark.slow)])
 def test_every_frame_moves_the_logit(clip_shape):
     model = Functional(lambda rngs: Discriminator(TINY, clip_shape, rngs))
     params, _ = jax.jit(model.init)(jax.random.key(0))

@@ -33,7 +33,7 @@ def params():
     return jax.tree.map(lambda leaf: np.float32(0.3 * rng.normal(size=leaf.shape)), abstract)
 
 
-@pytest.mark.parametrize("down_kernel", [3, 4])
+@pytest.mark.parametrize("down_kernel", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_pictures_and_static_videos_come_out_as_from_the_image_model(params, down_kernel):
     image, video = (dataclasses.replace(config, down_kernel=down_kernel) for config in (IMAGE, VIDEO))
     if down_kernel != 3:

@@ -88,11 +88,12 @@ class AutoencoderTask:
 
         slope, metrics = jax.grad(seen_by_generator, has_aux=True)(reconstruction)
         grads, extra = {GENERATOR: pullback(slope)[0]}, state.extra
-        if self._adversarial is not None:
+        adversarial = self._adversarial
+        if adversarial is not None:
             record = extra[CRITIC]
             grads[DISCRIMINATOR], (critic_metrics, averages) = jax.grad(
                 lambda params: discriminator_loss(
-                    self._adversarial, self.discriminator.bind(params), video, reconstruction, record["logits"]
+                    adversarial, self.discriminator.bind(params), video, reconstruction, record["logits"]
                 ),
                 has_aux=True,
             )(state.params[DISCRIMINATOR])

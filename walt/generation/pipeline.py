@@ -162,7 +162,7 @@ class Pipeline:
         memory that large frames need, and is approximate."""
         model = programs.autoencoder(self._autoencoder).bind(*self._autoencoder_weights)
         padded, crop = fit_stream(chunks, self._autoencoder.time_factor, self._autoencoder.space_factor)
-        latents = stream_encode(model, (to_float(chunk[None]) for chunk in padded), tiling)
+        latents = stream_encode(model, (to_float(jnp.asarray(chunk[None])) for chunk in padded), tiling)
         return crop(np.asarray(to_uint8(video))[0] for video in stream_decode(model, latents, tiling))
 
     def tiling(self, pixels: int) -> Tiling:
