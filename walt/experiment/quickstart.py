@@ -157,7 +157,7 @@ def _train_stage1(config: QuickstartConfig, start: Bundle | None, output: Path, 
     """Trains the autoencoder for the planned time, on from `start`; returns its resolved config as JSON."""
     experiment = parse(apply_overrides(load("autoencoder/atari"), {"data.path": str(output / "footage")}))
     assert isinstance(experiment, AutoencoderExperiment)
-    experiment = dataclasses.replace(experiment, heldout_every=50)
+    experiment = dataclasses.replace(experiment, heldout_every=50, calibration_clips=256)
     if start is not None:
         shape = from_config_dict(AutoencoderConfig, start.components["autoencoder"].config)
         # Trained weights want a small step.
