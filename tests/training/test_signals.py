@@ -18,10 +18,12 @@ from walt.training.checkpoint import latest_step, restore_parts
 from walt.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
+# One device, but compiled as the tests are (tests/conftest.py): other optimisations round otherwise.
+XLA_FLAGS = "--xla_backend_optimization_level=0"
 
 
 def start(workdir, **settings):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": XLA_FLAGS, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, linear.__file__, str(workdir), json.dumps(settings)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
