@@ -26,7 +26,7 @@ TINY = AutoencoderConfig(
     patchify=4,
     groups=4,
 )
-ADVERSARIAL = AdversarialConfig(discriminator=DiscriminatorConfig(base_channels=4, channel_multipliers=(1, 2, 2)))
+ADVERSARIAL = AdversarialConfig(discriminator=DiscriminatorConfig(base_channels=4, channel_multipliers=(1, 2)))
 AVERAGES = {"real": jnp.float32(0.4), "fake": jnp.float32(-0.3)}
 
 

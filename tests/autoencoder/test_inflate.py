@@ -13,9 +13,16 @@ from walt.config import ConfigError
 from walt.training.module import Functional
 
 VIDEO = AutoencoderConfig(
-    latent_channels=4, base_channels=4, channel_multipliers=(1, 2, 2, 2), res_blocks=1, mid_blocks=1, groups=2
+    latent_channels=4,
+    base_channels=4,
+    channel_multipliers=(1, 2, 2),
+    strides=((2, 2), (2, 2)),
+    temporal_kernels=(3, 3, 3),
+    res_blocks=1,
+    mid_blocks=0,
+    groups=2,
 )
-IMAGE = dataclasses.replace(VIDEO, temporal_kernels=(1, 1, 1, 1), strides=((1, 2), (1, 2), (1, 2)))
+IMAGE = dataclasses.replace(VIDEO, temporal_kernels=(1, 1, 1), strides=((1, 2), (1, 2)))
 STATISTICS = {"latent_mean": jnp.full(4, 0.2), "latent_std": jnp.full(4, 1.5)}
 
 
@@ -52,6 +59,7 @@ def test_pictures_and_static_videos_come_out_as_from_the_image_model(params, dow
         np.testing.assert_allclose(decode_video(inflated), np.repeat(made, frames, axis=1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_moving_video_is_every_fourth_picture_held(params):
     encode, decode = functions(IMAGE, params)
     encode_video, decode_video = functions(VIDEO, inflate(params, IMAGE, VIDEO))
@@ -65,10 +73,10 @@ def test_a_moving_video_is_every_fourth_picture_held(params):
 @pytest.mark.parametrize(
     ("image", "video", "message"),
     [
-        ({"temporal_kernels": (1, 1, 1, 3)}, {}, "only an image autoencoder"),
-        ({"strides": ((1, 2), (1, 2), (2, 2))}, {}, "only an image autoencoder"),
+        ({"temporal_kernels": (1, 1, 3)}, {}, "only an image autoencoder"),
+        ({"strides": ((1, 2), (2, 2))}, {}, "only an image autoencoder"),
         ({}, {"latent_channels": 8}, "differ in time alone, but .*latent_channels"),
-        ({}, {"strides": ((1, 2), (2, 2), (2, 1))}, "differ in time alone, but .*strides"),
+        ({}, {"strides": ((2, 2), (2, 1))}, "differ in time alone, but .*strides"),
     ],
 )
 def test_refuses_what_is_more_than_time(params, image, video, message):

@@ -33,7 +33,7 @@ def build(config):
     return model, video, latents, nnx.jit(lambda model, latents: model.decode(latents))(model, latents)
 
 
-SLOW = {"kernels of 4": (pytest.mark.slow,)}
+SLOW = {"published shape": (pytest.mark.slow,), "kernels of 4": (pytest.mark.slow,)}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(c, marks=SLOW.get(n, ()), id=n) for n, c in CONFIGS.items()])

@@ -52,12 +52,19 @@ def draw(steps, count, schedule=None, prediction="v", seed=0, **options):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"eta": 1.0}, {"eta": 0.5}, {"spacing": "linspace"}],
-    ids=["eta 0", "eta 1", "eta half", "linspace"],
+    ("prediction", "options"),
+    [
+        pytest.param("v", {}, id="v-eta 0"),
+        pytest.param("v", {"eta": 1.0}, id="v-eta 1"),
+        pytest.param("v", {"eta": 0.5}, id="v-eta half", marks=pytest.mark.slow),
+        pytest.param("v", {"spacing": "linspace"}, id="v-linspace"),
+        pytest.param("x0", {}, id="x0-eta 0"),
+        pytest.param("x0", {"eta": 1.0}, id="x0-eta 1", marks=pytest.mark.slow),
+        pytest.param("x0", {"eta": 0.5}, id="x0-eta half", marks=pytest.mark.slow),
+        pytest.param("x0", {"spacing": "linspace"}, id="x0-linspace"),
+    ],
 )
-@pytest.mark.parametrize("prediction", ["v", "x0"])
-def test_samples_have_the_mean_and_covariance_of_the_data(options, prediction):
+def test_samples_have_the_mean_and_covariance_of_the_data(prediction, options):
     samples, _ = draw(500, 20_000, prediction=prediction, **options)
     np.testing.assert_allclose(samples.mean(0), MEAN, atol=0.035)
     np.testing.assert_allclose(np.cov(samples.T), COVARIANCE, atol=0.04)

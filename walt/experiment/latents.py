@@ -91,7 +91,9 @@ def _encoded(
         batch = [source[int(chosen[min(start + i, count - 1)])] for i in range(BATCH)]
         clips = np.stack([media.decode_clip(record["clip"]) for record in batch])
         video = pipeline.encode(clips)
-        images = pipeline.encode(clips[:, stills, None])[:, :, 0]
+        # The first still is the first frame of the clip, and so is its latent that of the clip: nothing to compute.
+        images = pipeline.encode(clips[:, stills[1:], None])[:, :, 0]
+        images = np.concatenate([video[:, :1], images], axis=1)
         for i, record in enumerate(batch[: count - start]):
             kept = {name: record[name] for name in ("id", "captions", "label")}
             arrays = {"video": video[i], "images": images[i]}

@@ -1,0 +1,54 @@
+"""The one convolution of the autoencoder, in the form that each platform runs fastest.
+
+All forms are sums of the same products and differ in rounding alone; `plain` is the one that the others are tested against.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Size3 = tuple[int, int, int]
+
+
+def convolve(
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], strides: Size3
+) -> Float[Array, "b s i j d"]:
+    """VALID 3D convolution, written for the platform it is compiled for.
+
+    XLA's CPU convolutions are slow, above all their weight gradients. Measured there on a train step of the mini autoencoder:
+    gathering all taps for one matrix product is two to four times faster, and gathering those of a frame, one axis after
+    the other, for one product per temporal tap a tenth faster again, in two thirds of the compile time.
+    """
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=lambda x, k: products(x, k, strides), default=lambda x, k: plain(x, k, strides)
+    )
+
+
+def plain(x: Array, kernel: Array, strides: Size3) -> Array:
+    """XLA's own convolution."""
+    return jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
+
+
+def products(x: Array, kernel: Array, strides: Size3) -> Array:
+    """One matrix product per temporal tap, of the frames that it sees with its part of the kernel."""
+    taps, height, width, _, channels = kernel.shape
+    gathered = _neighbours(_neighbours(x, 3, width, strides[2]), 2, height, strides[1])
+    total = jnp.zeros((), x.dtype)
+    for tap in range(taps):
+        seen = _every(gathered, 1, tap, taps, strides[0])
+        total = total + seen.reshape(-1, seen.shape[-1]) @ kernel[tap].reshape(-1, channels)
+    return total.reshape(*seen.shape[:-1], channels)
+
+
+def _neighbours(x: Array, axis: int, taps: int, stride: int) -> Array:
+    """What every output position sees along an axis, side by side on the channel axis."""
+    seen = [_every(x, axis, tap, taps, stride) for tap in range(taps)]
+    return seen[0] if taps == 1 else jnp.concatenate(seen, axis=-1)
+
+
+def _every(x: Array, axis: int, tap: int, taps: int, stride: int) -> Array:
+    """The slice along an axis that one tap of a VALID convolution sees."""
+    outputs = (x.shape[axis] - taps) // stride + 1
+    return jax.lax.slice_in_dim(x, tap, tap + (outputs - 1) * stride + 1, stride, axis)
