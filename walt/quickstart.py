@@ -25,7 +25,7 @@ class Arguments:
     games: tuple[str, ...] | None = command.flag("Games to record, by ale-py's ROM names.", default=None)
     autoencoder: str = command.flag("Bundle, workdir or shipped name that stage 1 starts from.", default="mini")
     from_scratch: bool = command.flag("Train the autoencoder from nothing.", default=False)
-    autoencoder_seconds: float = command.flag("Training time of stage 1.", default=75.0)
+    autoencoder_seconds: float = command.flag("Training time of stage 1.", default=60.0)
     transformer_seconds: float = command.flag("Training time of stage 2.", default=300.0)
     seeds: int = command.flag("Samples per prompt.", default=8)
 

@@ -73,7 +73,7 @@ class QuickstartConfig:
     games: tuple[str, ...] = atari.GAMES
     autoencoder: str = "mini"
     from_scratch: bool = False
-    autoencoder_seconds: float = 75.0
+    autoencoder_seconds: float = 60.0
     transformer_seconds: float = 300.0
     seeds: int = 8
 
