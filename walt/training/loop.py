@@ -23,6 +23,7 @@ from walt.training.checkpoint import Checkpoints, Clock, check_config, check_fol
 from walt.training.config import TrainingConfig
 from walt.training.meter import Meter, NonFiniteError
 from walt.training.metrics import MetricLog, read_metrics
+from walt.training.optimizer import make_schedule
 from walt.training.profile import Profiler
 from walt.training.signals import Interrupted, StopSignal
 from walt.training.state import Initial, TrainState, abstract_state, create_state
@@ -90,7 +91,7 @@ def train(
         stack.enter_context(contextlib.closing(profiler))
         meter = stack.enter_context(contextlib.closing(Meter(log, clock, step, config, task.row_cost())))
 
-        run = None
+        run, learning_rate = None, make_schedule(config.optimizer, config.num_steps)
         while True:
             # `state` is the result of `step` updates. It is saved before it is evaluated, and both before more data is
             # drawn: whatever happens next, the checkpoint at `step` and the batches from `step` on give the same run.
@@ -121,9 +122,10 @@ def train(
                 continue
             if run is None:
                 with meter.paused():
-                    run = make_train_step(task, config, mesh, axes).lower(state, put_batch(rows, mesh)).compile()
+                    step_function = make_train_step(task, config, mesh, axes)
+                    run = step_function.lower(state, put_batch(rows, mesh), learning_rate(step)).compile()
             profiler.at(step)
-            state, metrics = run(state, put_batch(rows, mesh))
+            state, metrics = run(state, put_batch(rows, mesh), learning_rate(step))
             step += 1
             meter.add(step, _count_rows(rows), metrics)
 

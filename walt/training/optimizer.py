@@ -1,12 +1,14 @@
 """The optimiser without its learning rate, and the learning rate as a function of the step.
 
 They are apart because the step multiplies them itself: the rate that is logged is the rate that was used, also after a
-skipped update.
+skipped update. The rate is computed on the host and given to the step, so that one compiled step serves any schedule.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,13 +20,19 @@ from walt.training.config import OptimizerConfig
 __all__ = ["OptimizerConfig", "make_optimizer", "make_schedule"]
 
 
-def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+def make_schedule(config: OptimizerConfig, num_steps: int) -> Callable[[int], float]:
     """Learning rate by step (0 is the first). Step 0 of a warm-up of w already moves: rate 1/(w+1) of the peak."""
-    peak, warmup = config.learning_rate, config.warmup_steps
-    after: optax.Schedule = optax.constant_schedule(peak)
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, num_steps - warmup, alpha=config.final_fraction)
-    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
+    peak, warmup, floor = config.learning_rate, config.warmup_steps, config.final_fraction
+
+    def learning_rate(step: int) -> float:
+        if step < warmup:
+            return peak * (step + 1) / (warmup + 1)
+        if config.schedule == "constant":
+            return peak
+        done = min((step - warmup) / (num_steps - warmup), 1.0)
+        return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
+
+    return learning_rate
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

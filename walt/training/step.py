@@ -4,7 +4,6 @@ norms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,27 +15,26 @@ from jaxtyping import Array, Bool, Float, Int
 from walt.parallel.mesh import batch_sharding, replicated
 from walt.parallel.rules import ParameterAxes
 from walt.training.config import TrainingConfig
-from walt.training.optimizer import make_optimizer, make_schedule
+from walt.training.optimizer import make_optimizer
 from walt.training.state import TrainState, abstract_state
 from walt.training.task import Batch, Task, Tree
 
 Metrics = dict[str, Any]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(task: Task, config: TrainingConfig, mesh: Mesh, axes: ParameterAxes = ()) -> Any:
-    """The jitted `(state, batch) -> (state, metrics)`; the memory of the given state is reused for the new one.
+    """The jitted `(state, batch, learning_rate) -> (state, metrics)`; the memory of the given state is reused for the new
+    one.
 
     When a gradient of any group or any loss is not finite, nothing but `step` changes, and the metric "skipped" is 1.
     """
-    optimizer, schedule = make_optimizer(config.optimizer), make_schedule(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, learning_rate: Float[Array, ""]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         grads, extra, metrics = accumulated_gradients(task, state, batch, key, config.accumulation, mesh)
         norms = {group: optax.tree.norm(tree) for group, tree in grads.items()}
         finite = all_finite([*norms.values(), *(value for name, value in metrics.items() if name.endswith("loss"))])
-        learning_rate = schedule(state.step)
 
         params, opt, updates = {}, {}, {}
         for group, tree in grads.items():
@@ -58,7 +56,7 @@ def make_train_step(task: Task, config: TrainingConfig, mesh: Mesh, axes: Parame
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, config, mesh, axes))
     return jax.jit(
         train_step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
