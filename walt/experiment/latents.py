@@ -20,7 +20,7 @@ from walt.generation.bundle import encoder_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_autoencoder
 
-STILLS = 5  # frames per clip that also become images, evenly spread
+STILLS = 3  # frames per clip that also become images, evenly spread
 BATCH = 16
 
 
