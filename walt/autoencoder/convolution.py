@@ -31,6 +31,20 @@ def plain(x: Array, kernel: Array, strides: Size3) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
 
 
+def planes(x: Array, kernel: Array, strides: Size3) -> Array:
+    """One 2D convolution per temporal tap, of all the frames that it sees."""
+    taps, time, space = kernel.shape[0], strides[0], strides[1:]
+    total = jnp.zeros((), x.dtype)
+    for tap in range(taps):
+        seen = _every(x, 1, tap, taps, time)
+        frames = seen.reshape(-1, *x.shape[2:])
+        planes = jax.lax.conv_general_dilated(
+            frames, kernel[tap], space, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        total = total + planes.reshape(*seen.shape[:2], *planes.shape[1:])
+    return total
+
+
 def products(x: Array, kernel: Array, strides: Size3) -> Array:
     """One matrix product per temporal tap, of the frames that it sees with its part of the kernel."""
     taps, height, width, _, channels = kernel.shape
@@ -52,3 +66,6 @@ def _every(x: Array, axis: int, tap: int, taps: int, stride: int) -> Array:
     """The slice along an axis that one tap of a VALID convolution sees."""
     outputs = (x.shape[axis] - taps) // stride + 1
     return jax.lax.slice_in_dim(x, tap, tap + (outputs - 1) * stride + 1, stride, axis)
+
+
+FORMS = {"plain": plain, "planes": planes, "products": products}
