@@ -109,7 +109,11 @@ def _ours(functional: Functional, state: tuple, form: Callable, video: jax.Array
 
         return call
 
-    return {"train step": under(lambda: train(params, opt)), "encode": under(lambda: encode(params, video)), "decode": under(lambda: decode(params, latents))}
+    return {
+        "train step": under(lambda: train(params, opt)),
+        "encode": under(lambda: encode(params, video)),
+        "decode": under(lambda: decode(params, latents)),
+    }
 
 
 def _theirs(config: AutoencoderConfig, params: dict, video: np.ndarray, latents: np.ndarray) -> dict[str, Run]:

@@ -3,6 +3,8 @@
 Layout is PyTorch's own, [batch, channel, time, height, width]. Needs torch; nothing of the package is used but the config.
 """
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -103,7 +105,7 @@ class DecoderLevel(nn.Module):
         super().__init__()
         self.norm, self.stride = AdaptiveNorm(channels, config), stride
         widths = [channels] + [width] * config.res_blocks
-        self.blocks = nn.ModuleList(ResBlock(a, b, time, config) for a, b in zip(widths, widths[1:]))
+        self.blocks = nn.ModuleList(ResBlock(a, b, time, config) for a, b in itertools.pairwise(widths))
         if stride is not None:
             self.up = CausalConv(width, width * stride[0] * stride[1] ** 2, (time, 3, 3))
 
@@ -175,4 +177,7 @@ def _flat(tree, path):
             yield from _flat(value, f"{path}.{name}")
         else:
             value = np.asarray(value, np.float32)
-            yield f"{path}.{name}", torch.from_numpy(value.transpose(4, 3, 0, 1, 2).copy() if value.ndim == 5 else value.copy())
+            yield (
+                f"{path}.{name}",
+                torch.from_numpy(value.transpose(4, 3, 0, 1, 2).copy() if value.ndim == 5 else value.copy()),
+            )
