@@ -26,7 +26,7 @@ import optax
 
 from walt.autoencoder import layers
 from walt.autoencoder.config import AutoencoderConfig
-from walt.autoencoder.convolution import FORMS, convolve, plain
+from walt.autoencoder.convolution import FORMS, convolve, plain, planes
 from walt.autoencoder.model import Autoencoder, reconstruct
 from walt.experiment.presets import MINI
 from walt.training.module import Functional
@@ -70,7 +70,7 @@ def whole_network(config: AutoencoderConfig, batch: int, rounds: int) -> None:
     state = jax.jit(functional.init)(jax.random.key(0))
     latents = jnp.asarray(rng.normal(size=(batch, *config.latent_shape(17, 64, 64))), jnp.float32)
     jobs: dict[str, dict[str, Run]] = {"train step": {}, "encode": {}, "decode": {}}
-    for name, form in (("ours", convolve), ("plain", plain)):
+    for name, form in (("ours", convolve), ("plain", plain), ("planes", planes)):
         for job, run in _ours(functional, state, form, video, latents).items():
             jobs[job][name] = run
     if importlib.util.find_spec("torch"):
