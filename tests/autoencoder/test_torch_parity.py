@@ -1,5 +1,6 @@
 """The autoencoder against an independent implementation in PyTorch, where torch is installed, and its benchmark."""
 
+import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,19 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.convolution import FORMS
 from walt.autoencoder.model import Autoencoder
+from walt.experiment.presets import MINI
 from walt.training.module import Functional
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SMALL = AutoencoderConfig(
+SMALL = dataclasses.replace(
+    MINI,
     latent_channels=4,
     base_channels=8,
     channel_multipliers=(1, 2, 3),
-    res_blocks=1,
-    mid_blocks=1,
-    strides=((2, 2), (2, 1)),
     temporal_kernels=(1, 3, 3),
     patchify=2,
     groups=4,

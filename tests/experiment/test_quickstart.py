@@ -1,5 +1,6 @@
 """The quickstart job itself, with seconds in place of minutes."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ import walt
 from walt.config import ConfigError
 from walt.experiment.progress import Progress
 from walt.experiment.quickstart import QuickstartConfig, run
+from walt.quickstart import Arguments
 
 TINY = {
     "clips": 8,
@@ -92,3 +94,10 @@ def test_a_finished_folder_is_left_as_it_is_and_its_results_are_printed_again(tm
 def test_refuses_times_that_are_not_positive():
     with pytest.raises(ConfigError, match="transformer_seconds must be positive"):
         QuickstartConfig(output="x", transformer_seconds=0.0)
+
+
+def test_the_command_has_the_defaults_of_the_job():
+    job = {field.name: field.default for field in dataclasses.fields(QuickstartConfig)}
+    flags = {field.name: field.default for field in dataclasses.fields(Arguments) if field.default is not None}
+    del flags["output"]  # the job has none
+    assert flags == {name: job[name] for name in flags}
