@@ -16,6 +16,7 @@ from walt.autoencoder.discriminator import Discriminator
 from walt.autoencoder.losses import discriminator_loss, generator_loss, reconstruction_loss, to_unit
 from walt.autoencoder.model import Autoencoder, reconstruct, to_float
 from walt.autoencoder.perceptual import PerceptualDistance
+from walt.autoencoder.ssim import WINDOW, ssim
 from walt.training.module import Functional
 from walt.training.state import TrainState
 from walt.training.task import Batch, RowCost, Tree
@@ -102,9 +103,13 @@ class AutoencoderTask:
         return grads, extra, metrics
 
     def eval_step(self, params: dict[str, Tree], extra: Tree, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """Reconstruction alone, without noise on the latents: a critic's opinion says nothing across runs."""
-        reconstruction = self._reconstruct(params[GENERATOR], extra, batch)
-        return self._generator_loss(reconstruction, to_float(batch["video"]), None)[1]
+        """Reconstruction alone, without noise on the latents: a critic's opinion says nothing across runs. `ssim` is among
+        the metrics where frames are large enough for its window."""
+        video, reconstruction = to_float(batch["video"]), self._reconstruct(params[GENERATOR], extra, batch)
+        metrics = self._generator_loss(reconstruction, video, None)[1]
+        if min(self._clip_shape[1:]) < WINDOW:
+            return metrics
+        return metrics | {"ssim": ssim(to_unit(reconstruction), to_unit(video)).mean()}
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {

@@ -29,9 +29,15 @@ def series(records: Sequence[Mapping[str, Any]], name: str, step: str = "step") 
 
 
 def curve_svg(
-    steps: np.ndarray, values: np.ndarray, title: str, *, smooth: bool = True, log_scale: bool | None = None
+    steps: np.ndarray,
+    values: np.ndarray,
+    title: str,
+    *,
+    smooth: bool = True,
+    log_scale: bool | None = None,
+    along: str = "step",
 ) -> str:
-    """One curve over steps as an SVG data URI; with `smooth`, many values are drawn faintly below their running mean.
+    """One curve over steps, or what `along` names, as an SVG data URI; with `smooth`, many values are drawn faintly below their running mean.
 
     Logarithmic when all values are positive and span more than a factor of 5, unless `log_scale` says otherwise.
     Raises `EvaluationError` when there is nothing to draw.
@@ -63,7 +69,7 @@ def curve_svg(
             axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_title(title, loc="left", color=_TEXT, fontsize=10)
-        axes.set_xlabel("step", color=_TEXT)
+        axes.set_xlabel(along, color=_TEXT)
         axes.tick_params(colors=_TEXT, which="both", length=0)
         axes.grid(True, color=_TEXT, alpha=0.18, linewidth=0.6)
         for spine in axes.spines.values():

@@ -18,13 +18,21 @@ from jaxtyping import UInt8
 
 from walt.evaluation import figures
 from walt.evaluation.bars import Bar
-from walt.evaluation.clips import Clips, EvaluationError, check_videos
+from walt.evaluation.clips import Clips, EvaluationError, check_videos, evenly_spaced
+from walt.evaluation.fidelity import Comparison
 from walt.evaluation.motion import frame_difference
 from walt.evaluation.result import EvaluationResult
 
 MAX_CURVES = 4
 """Curves per stage: every metric with "loss" in its name first, then those with "psnr", then the learning rate."""
 
+COMPARED_CLIPS = 8
+
+FIDELITY_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "psnr": ("PSNR, dB", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+    "sharpness": ("sharpness", ".2f"),
+}
 RECONSTRUCTION_COLUMNS: Mapping[str, tuple[str, str]] = {
     "psnr": ("all pixels", ".1f"),
     "psnr_mean_frame_all_pixels": ("mean frame", ".1f"),
@@ -54,6 +62,8 @@ class Report:
     result: the figures; its nearest clips are shown beside `generated`, so both must have one order.
     bars: figures with what they must reach (`atari_mini_bars(result)`).
     metrics: title of a training stage -> the records of its log, each with a `step`; stages without any are left out.
+    progress: fidelity over time, a record for each measurement with `hours` of training, `psnr` and `ssim`.
+    comparison: reconstructions beside those of simple codes.
     heldout, reconstructions: real clips and what the first stage makes of them (uint8, one shape); one clip per label is shown.
     generated: samples with their prompts.
     fps: frames per second at which the videos are shown.
@@ -68,6 +78,8 @@ class Report:
     result: EvaluationResult | None = None
     bars: tuple[Bar, ...] = ()
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    progress: Sequence[Mapping[str, Any]] = ()
+    comparison: Comparison | None = None
     heldout: Clips | None = None
     reconstructions: UInt8[np.ndarray, "n t h w 3"] | None = None
     generated: Clips | None = None
@@ -110,6 +122,8 @@ def render(report: Report) -> str:
         title=report.title,
         summary=report.summary,
         bars=report.bars,
+        comparison=_comparison(report),
+        progress=_progress(report),
         stages=_stages(report),
         reconstructions=_reconstructions(report),
         prompts=_samples(report),
@@ -138,6 +152,51 @@ def _template() -> Any:
     loader = jinja2.PackageLoader("walt.evaluation", "templates")
     settings = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     return settings.get_template("report.html.j2")
+
+
+def _comparison(report: Report) -> dict[str, Any] | None:
+    """A table of the codes, and for some clips, evenly spaced, all codes in one animation."""
+    comparison = report.comparison
+    if comparison is None:
+        return None
+    rows = [
+        (
+            name,
+            [comparison.coded[name].kept]
+            + [_number(getattr(figures, key), form) for key, (_, form) in FIDELITY_COLUMNS.items()],
+        )
+        for name, figures in comparison.figures.items()
+    ]
+    clips = [
+        {
+            "label": comparison.originals.ids[row] if comparison.originals.ids else comparison.originals.labels[row],
+            "image": figures.animation(
+                figures.side_by_side(
+                    [comparison.originals.videos[row], *(code.videos[row] for code in comparison.coded.values())]
+                ),
+                report.fps,
+            ),
+        }
+        for row in evenly_spaced(len(comparison.originals), COMPARED_CLIPS)
+    ]
+    columns = ["kept of a clip", *(title for title, _ in FIDELITY_COLUMNS.values())]
+    return {"columns": columns, "rows": rows, "clips": clips, "names": ["original", *comparison.coded]}
+
+
+def _progress(report: Report) -> list[dict[str, str]]:
+    """PSNR and SSIM over hours of training."""
+    found = {name: figures.series(report.progress, name, step="hours") for name in ("psnr", "ssim")}
+    return [
+        {
+            "name": name,
+            "image": figures.curve_svg(
+                hours, values, f"held-out {name.upper()}", smooth=False, log_scale=False, along="hours of training"
+            ),
+            "last": f"{values[-1]:.4g}",
+        }
+        for name, (hours, values) in found.items()
+        if len(hours)
+    ]
 
 
 def _stages(report: Report) -> list[dict[str, Any]]:
