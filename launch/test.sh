@@ -25,7 +25,7 @@ check ruff format --check --quiet .
 check ruff check --quiet .
 check mypy
 check lint-imports --no-logo
-check python -m pytest -n 2 --dist loadfile "${arguments[@]+"${arguments[@]}"}"
+check python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${arguments[@]+"${arguments[@]}"}"
 
 [[ ${#failed[@]} -eq 0 ]] || die "failed: $(printf '%s; ' "${failed[@]}" | sed 's/; $/./')"
 echo "all checks passed"

@@ -160,7 +160,7 @@ def test_test_script_runs_every_check_and_names_the_failed(machine):
         "ruff check --quiet .",
         "mypy ",
         "lint-imports --no-logo",
-        "-m pytest -n 2 --dist loadfile -m slow or not slow --resume -k two words",
+        "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow or not slow --resume -k two words",
     ]
     machine.program("mypy", "#!/bin/sh\nexit 1\n")
     result = machine.run("launch/test.sh")

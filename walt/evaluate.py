@@ -100,7 +100,7 @@ def _evaluate_autoencoder(real: str, checkpoint: str, json: Path | None, report:
     from walt.data.records import read_manifest
     from walt.evaluation.report import Report
     from walt.evaluation.source import read_clips
-    from walt.experiment.fidelity import compare_with_simple_codes, progress_of
+    from walt.experiment.comparison import compare_with_simple_codes, progress_of
     from walt.experiment.progress import write_json
     from walt.generation.pipeline import load
 

@@ -169,7 +169,7 @@ def test_a_wrong_pixel_range_is_warned_of(caplog):
 def test_evaluation_knows_no_critic(task, step):
     state, batch, *_ = step
     metrics = jax.jit(task.eval_step)(state.params, state.extra, batch, jax.random.key(0))
-    assert set(metrics) == {"loss", "mse", "psnr"}
+    assert set(metrics) == {"loss", "mse", "psnr", "ssim"}
 
 
 @pytest.mark.parametrize("changes", [{"weight": -1.0}, {"lecam_decay": 1.0}])

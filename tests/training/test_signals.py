@@ -19,7 +19,7 @@ from walt.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 # One device, but compiled as the tests are (tests/conftest.py): other optimisations round otherwise.
-XLA_FLAGS = "--xla_backend_optimization_level=0"
+XLA_FLAGS = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
 
 
 def start(workdir, **settings):

@@ -20,7 +20,7 @@ from walt.training.config import TrainingConfig
 from walt.training.optimizer import decayed, make_optimizer
 from walt.training.task import Task, Tree
 
-RUN_ONCE = {"cpu": {"xla_backend_optimization_level": 0}}
+RUN_ONCE = {"cpu": {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}}
 """Compiler options, by platform, for a program that runs once: on a CPU it takes longer to optimise its many small draws
 than to draw (mini autoencoder, two cores: 15 s against 5 s)."""
 

@@ -8,7 +8,7 @@ import pytest
 from walt import command, evaluate
 from walt.data import media
 from walt.data.records import Manifest, RecordWriter, new_dataset, write_manifest
-from walt.experiment.fidelity import progress_of
+from walt.experiment.comparison import progress_of
 
 
 @pytest.fixture
