@@ -17,6 +17,9 @@ class DiffusionConfig:
       schedule: `linear` (beta 1e-4 to 0.02) or `cosine`.
       zero_terminal_snr: rescale so that t = 1 is pure noise (W.A.L.T: FVD 60.7 with, 91.0 without).
       prediction: what the network outputs: `v`, `noise` or `x0`.
+      loss_weight: `uniform` is the squared error of the prediction at every time alike (W.A.L.T). `snr` is the squared error
+        of x0 times the signal-to-noise ratio alpha²/sigma², kept within `snr_bounds`.
+      snr_bounds: (0, 5) is min-SNR (Hang et al. 2023), (1, inf) truncated SNR (Salimans & Ho 2022).
       self_conditioning_rate: probability, per batch row, that the network sees its own first estimate of x0. 0 costs
         nothing; any other value costs one extra forward pass of the whole batch per step.
       text_dropout: probability, per caption, of training with the learned null text, which guidance needs (0.1 is our
@@ -27,17 +30,34 @@ class DiffusionConfig:
     schedule: process.ScheduleName = "linear"
     zero_terminal_snr: bool = True
     prediction: parameterisation.Prediction = "v"
+    loss_weight: Literal["uniform", "snr"] = "uniform"
+    snr_bounds: tuple[float, float] = (1.0, 5.0)
     self_conditioning_rate: float = 0.9
     text_dropout: float = 0.1
     caption_length: int = 24
 
     def __post_init__(self):
         parameterisation.check_pair(self.prediction, self.make_schedule())
+        self._check_loss_weight()
         for name in ("self_conditioning_rate", "text_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not a probability, expected 0 to 1")
         if self.caption_length < 1:
             raise ConfigError(f"caption_length: {self.caption_length} is too short, expected at least 1 token")
+
+    def _check_loss_weight(self) -> None:
+        if self.loss_weight not in ("uniform", "snr"):
+            raise ConfigError(f"loss_weight: unknown weight {self.loss_weight!r}, expected 'uniform' or 'snr'")
+        low, high = self.snr_bounds
+        if not 0 <= low <= high or high == 0:
+            raise ConfigError(
+                f"snr_bounds: {self.snr_bounds} are no bounds, expected 0 <= low <= high and high above 0"
+            )
+        if self.loss_weight == "snr" and low == 0 and self.zero_terminal_snr:
+            raise ConfigError(
+                "snr_bounds: with zero_terminal_snr a lower bound of 0 gives no weight to t = 1, where sampling starts; "
+                "use a positive one, such as 1"
+            )
 
     def make_schedule(self) -> process.Schedule:
         """The schedule's tables."""

@@ -1,12 +1,37 @@
-"""The training loss: the plain mean squared error of the prediction, unweighted over time (W.A.L.T)."""
+"""The training loss of a prediction at some time."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from walt.diffusion import parameterisation
+from walt.diffusion.configs import DiffusionConfig
 
-def mean_squared_error(prediction: Float[Array, "b ..."], target: Float[Array, "b ..."]) -> Float[Array, " b"]:
-    """Loss of each row, in float32 or wider. Rows never mix: the mean over a batch may be taken in any split."""
+
+def row_losses(
+    config: DiffusionConfig,
+    value: Float[Array, "b f ..."],
+    x_t: Float[Array, "b f ..."],
+    x0: Float[Array, "b f ..."],
+    noise: Float[Array, "b f ..."],
+    alpha: Float[Array, "b f ..."],
+    sigma: Float[Array, "b f ..."],
+) -> Float[Array, " b"]:
+    """Loss of each row for the predicted `value`, by `config.loss_weight`. Rows never mix: the mean over a batch may be taken
+    in any split."""
+    if config.loss_weight == "uniform":
+        target = parameterisation.from_x0_and_noise(config.prediction, x0, noise, alpha, sigma)
+        return mean_squared_error(value, target)
+    estimate, _ = parameterisation.to_x0_and_noise(config.prediction, value, x_t, alpha, sigma)
+    low, high = config.snr_bounds
+    weight = jnp.clip(jnp.square(alpha / sigma), low, high)
+    return mean_squared_error(estimate, x0, weight)
+
+
+def mean_squared_error(
+    prediction: Float[Array, "b ..."], target: Float[Array, "b ..."], weight: Float[Array, "b ..."] | float = 1.0
+) -> Float[Array, " b"]:
+    """Mean over each row of the weighted squared error, in float32 or wider."""
     error = prediction.astype(jnp.promote_types(jnp.float32, prediction.dtype)) - target
-    return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+    return jnp.mean(weight * jnp.square(error), axis=tuple(range(1, error.ndim)))

@@ -105,7 +105,6 @@ class DiffusionTask:
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(noise_keys)
         alpha, sigma = (process.over_frames(table(t), x0) for table in (self.schedule.alpha, self.schedule.sigma))
         x_t = alpha * x0 + sigma * noise
-        target = parameterisation.from_x0_and_noise(self.diffusion.prediction, x0, noise, alpha, sigma)
 
         denoiser = self.denoiser.bind(params, extra)
         text = self._text(denoiser, batch, drop_keys)
@@ -118,7 +117,8 @@ class DiffusionTask:
             estimate, _ = parameterisation.to_x0_and_noise(self.diffusion.prediction, value, x_t, alpha, sigma)
             seen = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.self_conditioning_rate))(self_keys)
             previous_x0 = jnp.where(seen[:, None, None, None, None], estimate, previous_x0)
-        return loss.mean_squared_error(denoiser(x_t, t, previous_x0, is_image=is_image, text=text), target)
+        value = denoiser(x_t, t, previous_x0, is_image=is_image, text=text)
+        return loss.row_losses(self.diffusion, value, x_t, x0, noise, alpha, sigma)
 
     def _text(self, denoiser: Any, batch: Batch, keys: jax.Array) -> TextCondition | None:
         if self.text is None:
