@@ -16,7 +16,7 @@ from walt.autoencoder import convolution
     strides=st.tuples(*[st.integers(1, 2)] * 3),
     size=st.tuples(*[st.integers(4, 7)] * 3),
 )
-def test_products_equal_the_plain_convolution_with_gradients(kernel, strides, size):
+def test_every_form_equals_the_plain_convolution_with_gradients(kernel, strides, size):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
     w = jnp.asarray(rng.normal(size=(*kernel, 3, 5)), jnp.float32)
@@ -25,13 +25,14 @@ def test_products_equal_the_plain_convolution_with_gradients(kernel, strides, si
         value = lambda x, w: form(x, w, strides)  # noqa: E731
         return value(x, w), jax.grad(lambda x, w: jnp.sin(value(x, w)).sum(), (0, 1))(x, w)
 
-    # One program for both: compiling the operations one by one takes several times as long.
-    (ours, our_slopes), (theirs, their_slopes) = jax.jit(
-        lambda: (value_and_gradients(convolution.products), value_and_gradients(convolution.plain))
-    )()
-    np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4)
-    for a, b in zip(our_slopes, their_slopes, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
+    # One program for all: compiling the operations one by one takes several times as long.
+    found = jax.jit(lambda: {name: value_and_gradients(form) for name, form in convolution.FORMS.items()})()
+    expected, slopes = found.pop("plain")
+    assert set(found) == {"planes", "products"}
+    for ours, our_slopes in found.values():
+        np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4)
+        for a, b in zip(our_slopes, slopes, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("strides", [(1, 1, 1), (2, 1, 2)])

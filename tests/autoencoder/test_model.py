@@ -75,6 +75,32 @@ def test_changing_a_latent_moves_nothing_before_it(model, index):
     assert np.abs(changed[:, before:] - video[:, before:]).max() > 1e-6
 
 
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "dtype"),
+    [
+        (1, 8, 24, "float32"),
+        (9, 24, 8, "bfloat16"),
+        pytest.param(129, 8, 8, "float32", marks=pytest.mark.slow),
+        pytest.param(129, 8, 24, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
+def test_other_lengths_and_sizes_are_causal_too(frames, height, width, dtype):
+    """Sides of an odd number of latent positions, one frame and many, both precisions; bit for bit before a change."""
+    encode, decode = build(dataclasses.replace(PATCHIFIED, dtype=dtype))
+    video = jax.random.uniform(jax.random.key(3), (1, frames, height, width, 3), minval=-1.0)
+    latents = encode(video)
+    made = decode(latents)
+    assert latents.shape == (1, 1 + (frames - 1) // 4, height // 8, width // 8, 4) and made.shape == video.shape
+    tolerance = 1e-5 if dtype == "float32" else 2e-2 * float(np.abs(latents).max())
+    np.testing.assert_allclose(encode(video[:, :1]), latents[:, :1], atol=tolerance)
+    for frame in {0, frames // 2, frames - 1}:
+        changed, first = encode(video.at[:, frame].add(0.5)), -(-frame // 4)
+        np.testing.assert_array_equal(changed[:, :first], latents[:, :first])
+        assert np.any(changed[:, first] != latents[:, first])
+        before = max(0, 4 * first - 3)
+        np.testing.assert_array_equal(decode(changed)[:, :before], made[:, :before])
+
+
 def test_statistics_are_applied_at_the_border():
     module = Functional(lambda rngs: Autoencoder(PATCHIFIED, rngs))
     params, extra = jax.jit(module.init)(jax.random.key(0))

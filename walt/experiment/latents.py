@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from walt.autoencoder.config import AutoencoderConfig
 from walt.config import ConfigError, from_config_dict
 from walt.data import media, records
+from walt.data.bar import progress_bar
 from walt.generation.bundle import encoder_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_autoencoder
@@ -86,7 +86,7 @@ def _encoded(
     """The latents record of every clip."""
     count = min(limit or len(source), len(source))
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
-    for start in tqdm(range(0, count, BATCH), desc=f"encoding {split}", unit="batch"):
+    for start in progress_bar(range(0, count, BATCH), desc=f"encoding {split}", unit="batch"):
         # The last batch is filled up with its last clip, so that there is one shape to compile.
         batch = [source[int(chosen[min(start + i, count - 1)])] for i in range(BATCH)]
         clips = np.stack([media.decode_clip(record["clip"]) for record in batch])

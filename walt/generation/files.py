@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from walt.autoencoder import Tiling
 from walt.data import media
+from walt.data.bar import progress_bar
 from walt.generation.pipeline import Pipeline
 
 
@@ -31,7 +31,7 @@ def reconstruct_file(
     """
     count, originals, error = len(media.frame_times(source)), _Recorder(), SquaredError()
     frames = (frame for _, frame in media.iterate_frames(source))
-    shown = tqdm(frames, total=count, unit="frame", desc="reconstructing")
+    shown = progress_bar(frames, total=count, unit="frame", desc="reconstructing")
     with media.video_writer(output, media.frame_rate(source)) as write:
         for made in pipeline.reconstruct_stream(originals.recorded(_chunked(shown, chunk)), tiling):
             original = originals.take(len(made))

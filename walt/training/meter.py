@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
+from walt.data.bar import progress_bar
 from walt.training.checkpoint import Clock
 from walt.training.config import TrainingConfig
 from walt.training.metrics import MetricLog
@@ -41,13 +40,11 @@ class Meter:
         self._pending: tuple[int, int, dict[str, jax.Array]] | None = None
         self._started = self._window_started = time.perf_counter()
         self._seconds_before, self._timed_steps = clock.seconds, 0
-        interval = 0.5 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=config.num_steps,
             initial=step,
             desc="train",
             unit="step",
-            mininterval=interval,
             disable=jax.process_index() != 0,
         )
 

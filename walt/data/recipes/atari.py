@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from walt.config import ConfigError
 from walt.data import records
+from walt.data.bar import progress_bar
 from walt.data.recipes.common import option, warn_of_sizes
 
 # Chosen by eye at 64x64: a person tells them apart, and something large enough moves nearly all the time.
@@ -106,7 +107,7 @@ def _record(config: AtariConfig, directory: Path) -> dict[str, records.Split]:
     processes: list[subprocess.Popen] = []
     total = config.clips + config.heldout
     with (
-        tqdm(total=total, unit="clip", desc="recording") as bar,
+        progress_bar(total=total, unit="clip", desc="recording") as bar,
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
     ):
         futures = [

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from walt.config import ConfigError
 from walt.data import media, order, records
+from walt.data.bar import progress_bar
 
 Item = TypeVar("Item")
 
@@ -91,7 +91,7 @@ def write_clips(
     """
     splits: dict[str, records.Split] = {}
     skipped: list[str] = []
-    with tqdm(total=sum(map(len, items.values())), unit="file", desc="preparing") as bar:
+    with progress_bar(total=sum(map(len, items.values())), unit="file", desc="preparing") as bar:
         for split, members in items.items():
             if not members:
                 continue

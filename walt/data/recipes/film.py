@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from walt.config import ConfigError
 from walt.data import media, records
+from walt.data.bar import progress_bar
 from walt.data.recipes import common
 from walt.data.recipes.common import option
 
@@ -283,7 +283,7 @@ def _write(directory: Path, path: Path, config: FilmConfig) -> tuple[dict[str, r
     shards = {"train": max(1, -(-clips // _CLIPS_PER_SHARD)), "heldout": 1}
     with contextlib.ExitStack() as stack:
         writers = {split: stack.enter_context(records.RecordWriter(directory, split, n)) for split, n in shards.items()}
-        bar = stack.enter_context(tqdm(total=frames, unit="frame", desc="preparing"))
+        bar = stack.enter_context(progress_bar(total=frames, unit="frame", desc="preparing"))
         for shot in _shots(path, config.side, rate):
             starts = _starts(shot, int(offsets[-1]) + 1, config)
             split = "heldout" if shot.index in heldout else "train"
