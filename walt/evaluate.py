@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _evaluate_generated(real: str, videos: str, protocol: str, json: Path | None, report: Path | None) -> None:
+    from walt.data.records import read_manifest
     from walt.evaluation import bars, result, source
     from walt.evaluation.report import Report
 
@@ -92,6 +93,7 @@ def _evaluate_generated(real: str, videos: str, protocol: str, json: Path | None
             result=found,
             bars=bars.atari_mini_bars(found),
             generated=generated,
+            fps=read_manifest(real).fps,
         )
         _write_report(page, report)
 

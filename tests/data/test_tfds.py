@@ -1,6 +1,7 @@
 import importlib.util
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -120,6 +121,17 @@ def test_by_name(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     recipe.prepare(by_name)
     recipe.prepare(by_name)
     assert "already holds" in capsys.readouterr().out
+
+
+def test_one_of_several_configurations_must_be_named(toy: Path, tmp_path: Path) -> None:
+    """Which one `tfds build` wrote first says nothing of which one is meant."""
+    for fold in ("fold_1", "fold_2"):
+        shutil.copytree(toy, tmp_path / "data" / "many" / fold / toy.name)
+    options = {"directory": "", "name": "many", "data_dir": str(tmp_path / "data")}
+    with pytest.raises(ValueError, match=r"several configurations.*--name=many/fold_1, --name=many/fold_2"):
+        recipe.prepare(TfdsConfig(**{**config(toy, tmp_path / "out").__dict__, **options}))
+    named = options | {"name": "many/fold_2"}
+    recipe.prepare(TfdsConfig(**{**config(toy, tmp_path / "out").__dict__, **named}))
 
 
 def test_bad_requests(toy: Path, tmp_path: Path) -> None:

@@ -169,6 +169,20 @@ def test_stills_are_measured_without_their_motion(footage, tmp_path, capsys):
     assert "“a game of dusk”" in page.read_text()
 
 
+def test_figures_that_the_clips_do_not_define_are_left_out(footage, tmp_path, caplog):
+    """One sample of each prompt, and a label with a single real clip: no diversity, no classifier, but all the rest."""
+    heldout = footage(2, seed=2, side=32)
+    real = prepare(tmp_path / "real", train=footage(2, seed=1, side=32), heldout=heldout.take(range(1, len(heldout))))
+    folder, out = write_folder(tmp_path / "samples", footage(1, seed=9, side=32)), tmp_path / "result.json"
+    page = tmp_path / "page.html"
+    evaluate.main(["walt evaluate", f"--real={real}", f"--generated={folder}", f"--json={out}", f"--report={page}"])
+    figures = json.loads(out.read_text())
+    assert "motion_ratio" in figures and "nearest_distance" in figures
+    assert "prompt_accuracy" not in figures and "diversity_ratio" not in figures
+    assert "left out: the label 'amber' has 1 real clip" in caplog.text and "left out: diversity needs" in caplog.text
+    assert "“a game of dusk”" in page.read_text()
+
+
 def test_errors_of_the_command_say_what_would_be_right(real, tmp_path):
     flags = ["walt evaluate", f"--real={real}", f"--generated={real}"]
     with pytest.raises(command.CommandError, match="either --generated"):

@@ -91,9 +91,17 @@ def test_a_finished_folder_is_left_as_it_is_and_its_results_are_printed_again(tm
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.iterdir()) == before
 
 
-def test_refuses_times_that_are_not_positive():
-    with pytest.raises(ConfigError, match="transformer_seconds must be positive"):
-        QuickstartConfig(output="x", transformer_seconds=0.0)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transformer_seconds": 0.0}, "transformer_seconds must be positive"),
+        ({"seeds": 1}, "seeds must be at least 2, since diversity compares samples of one prompt; got 1"),
+        ({"heldout": 15}, "heldout must be at least 16, since a classifier is .* every game; got 15"),
+    ],
+)
+def test_refuses_what_would_fail_at_the_end(change, message):
+    with pytest.raises(ConfigError, match=message):
+        QuickstartConfig(output="x", **change)
 
 
 def test_the_command_has_the_defaults_of_the_job():

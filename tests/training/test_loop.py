@@ -367,6 +367,20 @@ def test_ctrl_c_ends_the_loaders_workers_too(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_signal_while_the_last_state_is_finished_is_not_forgotten(tmp_path, capsys):
+    """Whoever called goes no further; the training itself is complete."""
+
+    def finish(state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return state
+
+    with pytest.raises(Interrupted) as stopped:
+        linear.run(tmp_path, linear.make_config(num_steps=4), on_finish=finish)
+    assert stopped.value.code == 143 and latest_step(tmp_path) == 4
+    linear.run(tmp_path, linear.make_config(num_steps=4))
+    assert "has finished its 4 steps" in "".join(capsys.readouterr())
+
+
 def test_every_line_of_the_log_is_json(tmp_path):
     with pytest.raises(NonFiniteError):
         linear.run(tmp_path, task=linear.LinearTask(bad_loss_at=5))

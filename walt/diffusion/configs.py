@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from walt.config import ConfigError
@@ -19,7 +20,8 @@ class DiffusionConfig:
       prediction: what the network outputs: `v`, `noise` or `x0`.
       loss_weight: `uniform` is the squared error of the prediction at every time alike (W.A.L.T). `snr` is the squared error
         of x0 times the signal-to-noise ratio alpha²/sigma², kept within `snr_bounds`.
-      snr_bounds: (0, 5) is min-SNR (Hang et al. 2023), (1, inf) truncated SNR (Salimans & Ho 2022).
+      snr_bounds: (0, 5) is min-SNR (Hang et al. 2023); (1, 1e9), above every ratio of these schedules, is truncated SNR
+        (Salimans & Ho 2022).
       self_conditioning_rate: probability, per batch row, that the network sees its own first estimate of x0. 0 costs
         nothing; any other value costs one extra forward pass of the whole batch per step.
       text_dropout: probability, per caption, of training with the learned null text, which guidance needs (0.1 is our
@@ -49,9 +51,9 @@ class DiffusionConfig:
         if self.loss_weight not in ("uniform", "snr"):
             raise ConfigError(f"loss_weight: unknown weight {self.loss_weight!r}, expected 'uniform' or 'snr'")
         low, high = self.snr_bounds
-        if not 0 <= low <= high or high == 0:
+        if not 0 <= low <= high or high == 0 or math.isinf(high):
             raise ConfigError(
-                f"snr_bounds: {self.snr_bounds} are no bounds, expected 0 <= low <= high and high above 0"
+                f"snr_bounds: {self.snr_bounds} are no bounds, expected 0 <= low <= high, and high above 0 and finite"
             )
         if self.loss_weight == "snr" and low == 0 and self.zero_terminal_snr:
             raise ConfigError(

@@ -18,6 +18,10 @@ class EvaluationError(ValueError):
     """What was given cannot be measured or shown; the message names it and says what would be right."""
 
 
+class UndefinedError(EvaluationError):
+    """The clips given do not define a figure; the message says what they lack."""
+
+
 def check_videos(videos: Any, name: str = "videos") -> None:
     """Raises `EvaluationError` unless `videos` is uint8 [N, T, H, W, 3] with no zero-length axis."""
     if not isinstance(videos, np.ndarray):

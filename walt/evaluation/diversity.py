@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from walt.evaluation.clips import (
     Clips,
     EvaluationError,
+    UndefinedError,
     check_labels_known,
     check_same_shape,
     check_videos,
@@ -74,7 +75,7 @@ def diversity_ratio(generated: Clips, real: Clips) -> DiversityResult:
 
     Generated pairs share their prompt (their label where the clips carry no prompts); a label with several prompts takes their mean.
     Real pairs share their label. A label is left out where no prompt has two samples or fewer than two real clips exist.
-    Raises `EvaluationError` when clip shapes differ, for a generated label without real clips, and when no label is left.
+    Raises `EvaluationError` when clip shapes differ, for a generated label without real clips, `UndefinedError` when no label is left.
     """
     check_same_shape("generated", generated, "real", real)
     check_labels_known("generated", generated, "the real clips", real.label_names)
@@ -90,7 +91,7 @@ def diversity_ratio(generated: Clips, real: Clips) -> DiversityResult:
         theirs = mean_pairwise_distance(real.videos[rows[evenly_spaced(len(rows), MAX_REAL_CLIPS)]])
         per_label[label] = LabelDiversity(ours, theirs, ours / theirs if theirs > 0 else None)
     if not per_label:
-        raise EvaluationError(
+        raise UndefinedError(
             "diversity needs a prompt with at least 2 generated clips and at least 2 real clips of its label"
         )
     total_real = sum(entry.real for entry in per_label.values())

@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from walt.evaluation.clips import Clips, EvaluationError, check_labels_known, check_videos, evenly_spaced
+from walt.evaluation.clips import (
+    Clips,
+    EvaluationError,
+    UndefinedError,
+    check_labels_known,
+    check_videos,
+    evenly_spaced,
+)
 from walt.evaluation.threads import one_blas_thread
 
 FEATURE_SIDE = 16
@@ -110,7 +117,7 @@ def _split(real: Clips, seed: int) -> tuple[np.ndarray, np.ndarray]:
     for label in real.label_names:
         rows = real.rows_of(label)
         if len(rows) < 2:
-            raise EvaluationError(
+            raise UndefinedError(
                 f"the label {label!r} has {len(rows)} real clip; at least 2 are needed, one to fit on and one to measure with"
             )
         rows = random.permutation(rows)[:MAX_CLIPS_PER_LABEL]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from walt.evaluation.clips import Clips, EvaluationError, check_same_shape, evenly_spaced
+from walt.evaluation.clips import Clips, EvaluationError, UndefinedError, check_same_shape, evenly_spaced
 from walt.evaluation.diversity import DiversityResult, diversity_ratio
 from walt.evaluation.motion import MotionResult, motion_ratio
 from walt.evaluation.nearest import DISTANCE, NearestResult, nearest_clips
@@ -35,6 +36,7 @@ DEFINITIONS: Mapping[str, str] = {
 }
 
 _HELDOUT_QUERIES = 64
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,8 @@ def evaluate_clips(
     reconstructions: uint8, what the first stage makes of `heldout.videos`.
     generated: samples, labelled by what their prompt names.
     training: the training clips in chunks, walked up to twice; for the mean-frame baseline and the nearest clips.
-    Raises `EvaluationError` for an unknown protocol and whatever the single metrics raise.
+    A figure that these clips do not define is left out with a warning. Raises `EvaluationError` for an unknown protocol and
+    whatever else the single metrics raise.
     """
     check_protocol(protocol)
     if generated is not None:
@@ -140,12 +143,21 @@ def evaluate_clips(
         protocol=_card(protocol, seed, heldout, generated),
         reconstruction=reconstruction,
         reconstruction_motion=recoded,
-        prompts=prompt_accuracy(fit_classifier(heldout, seed=seed), generated) if nameable else None,
+        prompts=_defined(lambda: prompt_accuracy(fit_classifier(heldout, seed=seed), generated)) if nameable else None,
         motion=motion_ratio(generated, heldout) if moves else None,
-        diversity=diversity_ratio(generated, heldout),
+        diversity=_defined(lambda: diversity_ratio(generated, heldout)),
         nearest=nearest,
         nearest_heldout_distance=usual,
     )
+
+
+def _defined(measure: Callable[[], T]) -> T | None:
+    """The figure, or `None` with a warning that says what the clips lack for it."""
+    try:
+        return measure()
+    except UndefinedError as error:
+        logging.warning("left out: %s", error)
+        return None
 
 
 def check_protocol(name: str) -> None:

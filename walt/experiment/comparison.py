@@ -13,7 +13,7 @@ from walt.generation.pipeline import Pipeline
 from walt.training.metrics import read_metrics
 
 _BATCH = 8
-_LEVELS_PER_UNIT = 32  # 256 levels over four standard deviations to either side
+_LEVELS_PER_STD = 32  # 256 levels over four standard deviations to either side
 
 
 def compare_with_simple_codes(pipeline: Pipeline, heldout: Clips) -> Comparison:
@@ -21,21 +21,22 @@ def compare_with_simple_codes(pipeline: Pipeline, heldout: Clips) -> Comparison:
 
     Raises `EvaluationError` for clips that a code cannot take.
     """
-    exact, rounded, numbers = [], [], 0
-    for chunk in heldout.chunks(_BATCH):
-        latents = pipeline.encode(chunk.videos)
-        bytes_of = np.clip(np.rint(latents * _LEVELS_PER_UNIT), -128, 127).astype(np.int8)
-        exact.append(pipeline.decode(latents))
-        rounded.append(pipeline.decode(bytes_of.astype(np.float32) / _LEVELS_PER_UNIT))
-        numbers = latents[0].size
-    return compare(
-        heldout,
-        {
-            "autoencoder": Coded(f"{numbers:,} numbers", np.concatenate(exact)),
-            "… as bytes": Coded(f"{numbers:,} bytes", np.concatenate(rounded)),
-            **simple_codes(heldout.videos, numbers),
-        },
-    )
+    latents = np.concatenate([pipeline.encode(chunk.videos) for chunk in heldout.chunks(_BATCH)])
+    numbers = latents[0].size
+    simple = simple_codes(heldout.videos, numbers)
+    # The statistics of a model that is still in training are not those of its latents yet, so they are taken here.
+    mean, std = (moment(latents, axis=(0, 1, 2, 3)) for moment in (np.mean, np.std))
+    levels = np.clip(np.rint((latents - mean) / std * _LEVELS_PER_STD), -128, 127).astype(np.int8)
+    rounded = levels.astype(np.float32) / _LEVELS_PER_STD * std + mean
+    coded = {
+        "autoencoder": Coded(f"{numbers:,} numbers", _decoded(pipeline, latents)),
+        "… as bytes": Coded(f"{numbers:,} bytes", _decoded(pipeline, rounded)),
+    }
+    return compare(heldout, {**coded, **simple})
+
+
+def _decoded(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
+    return np.concatenate([pipeline.decode(latents[i : i + _BATCH]) for i in range(0, len(latents), _BATCH)])
 
 
 def progress_of(workdir: epath.PathLike) -> list[dict[str, Any]]:

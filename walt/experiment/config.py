@@ -65,7 +65,7 @@ class DiffusionExperiment:
       autoencoder_checksum: filled in when training starts; a run only goes on, and is only sampled, with that encoder.
       text: the encoder; a SentencePiece model of at most `vocab_size` pieces is trained on the captions of the data.
       samples_every: steps between sample videos; 0 makes none.
-      sample_prompts: what to show in them; by default the first captions of the held-out split.
+      sample_prompts: what to show in them; by default captions of the held-out split, of as many labels as it has.
       init_from: start from a bundle's weights, with a fresh optimiser.
       data_checksum: filled in when training starts; a run only goes on with that data, wherever it lies.
       data_fps: filled in when training starts, frames per second of the clips: videos are to be played so.

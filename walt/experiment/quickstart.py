@@ -83,9 +83,16 @@ class QuickstartConfig:
     seeds: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("autoencoder_seconds", "transformer_seconds", "seeds"):
+        for name in ("autoencoder_seconds", "transformer_seconds"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        # What the evaluation at the end needs.
+        for name, least, why in (
+            ("seeds", 2, "diversity compares samples of one prompt"),
+            ("heldout", 2 * len(self.games), "a classifier is fitted and tested on clips of every game"),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, since {why}; got {getattr(self, name)}")
 
 
 def run(config: QuickstartConfig) -> dict[str, Any]:
@@ -135,6 +142,9 @@ def _make_results(config: QuickstartConfig, output: Path, progress: Progress) ->
         result = evaluate_clips(heldout, reconstructions=reconstructions, generated=generated, training=training)
         after = evaluate_clips(heldout, reconstructions=tuned, training=training).headline()
     environment, bars = describe_environment(), atari_mini_bars(result)
+    if start is not None:
+        note = f"as shipped; {after['heldout_psnr']:.1f} dB after stage 1"
+        bars = tuple(dataclasses.replace(bar, note=note) if bar.metric == "heldout_psnr" else bar for bar in bars)
     with progress.stage("write report"):
         report = Report(
             title="WALT quickstart",
@@ -226,10 +236,15 @@ def _with_steps(training: TrainingConfig, steps: int) -> TrainingConfig:
 
 def _summary(config: QuickstartConfig) -> str:
     start = "from nothing" if config.from_scratch else f"starting from the bundle {config.autoencoder!r}"
+    shown = (
+        ""
+        if config.from_scratch
+        else f" Reconstructions are shown and measured as {config.autoencoder!r} makes them, before stage 1."
+    )
     return (
         f"{config.clips} clips of {len(config.games)} Atari games, recorded here. Stage 1, the causal autoencoder, was trained for "
         f"{config.autoencoder_seconds:.0f} s {start}; stage 2, the text-conditioned windowed transformer, for "
-        f"{config.transformer_seconds:.0f} s from nothing."
+        f"{config.transformer_seconds:.0f} s from nothing.{shown}"
     )
 
 

@@ -58,7 +58,7 @@ def train_diffusion(
 
     return train(
         task,
-        latent_loader(experiment, tokenizer, "train"),
+        latent_loader(experiment, tokenizer, experiment.data.split),
         experiment.training,
         workdir,
         resolved_config=to_config_dict(experiment),
@@ -104,7 +104,7 @@ def workdir_tokenizer(experiment: DiffusionExperiment, workdir: epath.PathLike) 
 
 
 def _records(experiment: DiffusionExperiment) -> Iterator[dict[str, Any]]:
-    source = RecordSource(experiment.data.path, "train")
+    source = RecordSource(experiment.data.path, experiment.data.split)
     return (source[index] for index in range(len(source)))
 
 
@@ -127,18 +127,22 @@ def _evaluators(
     if has_heldout:
         evaluators.append(HeldOut(task, latent_loader(experiment, tokenizer, "heldout"), experiment.heldout_every))
     if experiment.samples_every:
-        prompts = experiment.sample_prompts or _first_captions(experiment, "heldout" if has_heldout else "train")
+        split = "heldout" if has_heldout else experiment.data.split
+        prompts = experiment.sample_prompts or _first_captions(experiment, split)
         evaluators.append(SampleVideos(experiment, tokenizer, autoencoder, tuple(prompts), experiment.samples_every))
     return evaluators
 
 
 def _first_captions(experiment: DiffusionExperiment, split: str, number: int = 8) -> list[str]:
-    """One caption of each of the first `number` labels."""
+    """The first caption of each label, then further ones, `number` in all if there are as many."""
     source = RecordSource(experiment.data.path, split)
     by_label: dict[str, str] = {}
-    for record in islice((source[index] for index in range(len(source))), 4096):
-        by_label.setdefault(record["label"], record["captions"][0])
-    return list(by_label.values())[:number]
+    others: dict[str, None] = {}  # a set that keeps its order
+    for record in islice((source[index] for index in range(len(source))), 512):
+        caption = record["captions"][0]
+        if by_label.setdefault(record["label"], caption) != caption:
+            others[caption] = None
+    return list(dict.fromkeys([*by_label.values(), *others]))[:number]
 
 
 @dataclasses.dataclass

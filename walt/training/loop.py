@@ -111,11 +111,11 @@ def train(
                     _evaluate(evaluators, state, step, config, log)
             if last or stopping:
                 checkpoints.wait()
-            if last:
-                return state
-            if stopping:
+            if stopping or (last and stop.received):  # a signal that came while the last state was being finished
                 tqdm.write(f"stopped at step {step}, which is saved; the same command goes on from here")
                 raise Interrupted(stop.received or signal.SIGTERM)
+            if last:
+                return state
 
             rows = _draw(batches, stop)
             if rows is None:

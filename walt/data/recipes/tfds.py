@@ -124,6 +124,12 @@ def _newest_version(config: TfdsConfig) -> Path:
     found = [path.parent for path in folder.rglob("dataset_info.json")]
     if not found:
         raise records.DatasetError(f"There is no prepared data set under {folder}; `tfds build` makes one.")
+    parents = sorted({path.parent.relative_to(folder.parent).as_posix() for path in found})
+    if len(parents) > 1:
+        raise records.DatasetError(
+            f"{folder} holds several configurations of this data set; name one: "
+            + ", ".join(f"--name={parent}" for parent in parents)
+        )
     return max(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
 
 
