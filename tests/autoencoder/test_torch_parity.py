@@ -35,24 +35,63 @@ def benchmarks(monkeypatch):
         sys.modules.pop(name, None)
 
 
+STORED = Path(__file__).parent / "data" / "torch_autoencoder.npz"
+"""What PyTorch made of `weights` and `clip`; `--update-golden` writes it anew where torch is installed."""
+
+
+def weights(functional):
+    """Random weights from numpy alone, biases and scales included: a mistake in those would not show at 0 and 1."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        value = rng.normal(size=leaf.shape)
+        if leaf.ndim > 1:
+            value /= np.sqrt(np.prod(leaf.shape[:-1]))
+        else:
+            value = 0.1 * value + (path[-1].key == "scale")
+        return value.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, functional.abstract_params)
+
+
+def clip(frames):
+    return np.random.default_rng(1).uniform(-1, 1, (2, frames, 16, 24, 3)).astype(np.float32)
+
+
+def ours(frames):
+    """(latents, video decoded from them)."""
+    functional = Functional(partial(Autoencoder, SMALL))
+    model = functional.bind(weights(functional), {"latent_mean": jnp.zeros(4), "latent_std": jnp.ones(4)})
+    latents = model.encode_raw(jnp.asarray(clip(frames)))
+    return latents, model.decode_raw(latents)
+
+
+def theirs(frames):
+    from torch_autoencoder import TorchAutoencoder, from_torch, to_torch
+
+    model = TorchAutoencoder(SMALL, weights(Functional(partial(Autoencoder, SMALL))))
+    latents = model.encoder(to_torch(clip(frames)))
+    return from_torch(latents), from_torch(model.decoder(latents))
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert np.std(b) > 0.1
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-4)
+
+
 @pytest.mark.parametrize("frames", [1, 9])
 def test_latents_and_video_equal_those_of_pytorch(frames):
     pytest.importorskip("torch")
-    from torch_autoencoder import TorchAutoencoder, from_torch, to_torch
+    assert_same(ours(frames), theirs(frames))
 
-    functional = Functional(partial(Autoencoder, SMALL))
-    params, extra = jax.jit(functional.init)(jax.random.key(0))
-    # Biases and scales begin at 0 and 1, where a mistake in them would not show.
-    leaves, structure = jax.tree.flatten(params)
-    rng = np.random.default_rng(0)
-    params = jax.tree.unflatten(structure, [leaf + 0.1 * rng.normal(size=leaf.shape) for leaf in leaves])
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-    video = rng.uniform(-1, 1, (2, frames, 16, 24, 3)).astype(np.float32)
-    model, theirs = functional.bind(params, extra), TorchAutoencoder(SMALL, params)
-    latents = model.encode_raw(jnp.asarray(video))
-    np.testing.assert_allclose(latents, from_torch(theirs.encoder(to_torch(video))), rtol=1e-3, atol=1e-4)
-    decoded = from_torch(theirs.decoder(to_torch(latents)))
-    np.testing.assert_allclose(model.decode_raw(latents), decoded, rtol=1e-3, atol=1e-4)
+
+def test_latents_and_video_equal_what_pytorch_once_made(request):
+    if request.config.getoption("--update-golden"):
+        latents, video = theirs(5)
+        np.savez_compressed(STORED, latents=latents, video=video)
+    with np.load(STORED) as stored:
+        assert_same(ours(5), (stored["latents"], stored["video"]))
 
 
 def test_the_benchmark_compares_the_same_convolution():
