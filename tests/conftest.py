@@ -54,14 +54,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--resume"):
-        config.pluginmanager.register(Resume(CACHE / "passed" / _code_checksum()))
+        workers_do_not = not hasattr(config, "workerinput")  # each result reaches the process above them too
+        config.pluginmanager.register(Resume(CACHE / "passed" / _code_checksum(), writes=workers_do_not))
 
 
 class Resume:
     """Writes the id of every test that passes to a file, and deselects those that are in it already."""
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, writes: bool):
+        self.file, self.writes = file, writes
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         passed = set(self.file.read_text().splitlines()) if self.file.exists() else set()
@@ -70,7 +71,7 @@ class Resume:
         config.hook.pytest_deselected(items=done)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.passed:
+        if self.writes and report.when == "call" and report.passed:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as file:
                 file.write(f"{report.nodeid}\n")

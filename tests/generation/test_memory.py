@@ -28,18 +28,27 @@ def pattern(frames, side=64):
 
 
 @pytest.mark.slow
-def test_1025_frames_need_no_more_than_129(tmp_path):
-    peaks = {}
-    for frames in (129, 1025):
-        source, made = tmp_path / f"{frames}.mp4", tmp_path / f"{frames}_made.mp4"
+def test_1025_frames_need_no_more_than_129(tmp_path, monkeypatch):
+    """The least of two processes each, with compiled programs at hand: what compiling leaves behind varies by a tenth."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.delenv("XLA_FLAGS")  # one device and all optimisations, as a user has it
+    sources = {frames: tmp_path / f"{frames}.mp4" for frames in (129, 1025)}
+    for frames, source in sources.items():
         media.write_video(source, pattern(frames), 15)
-        result = subprocess.run(
-            [sys.executable, "-c", CHILD, str(source), str(made)], capture_output=True, text=True, check=True
-        )
-        peaks[frames] = int(re.search(r"peak (\d+)", result.stdout)[1])
-        assert len(media.frame_times(made)) == frames
+    _peak_of(sources[129], 129)  # compiles
+    peaks = {frames: min(_peak_of(source, frames) for _ in range(2)) for frames, source in sources.items()}
     print(f"peak resident memory in MB: { ({n: kilobytes // 1024 for n, kilobytes in peaks.items()}) }")
     assert peaks[1025] <= 1.05 * peaks[129]
+
+
+def _peak_of(source, frames):
+    """Kilobytes that `walt reconstruct` of this file holds at most."""
+    made = source.with_name("made.mp4")
+    command = [sys.executable, "-c", CHILD, str(source), str(made)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(media.frame_times(made)) == frames
+    return int(re.search(r"peak (\d+)", result.stdout)[1])
 
 
 @pytest.mark.slow
