@@ -1,5 +1,8 @@
 """Every form of the convolution against XLA's own, and twice differentiated."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,17 +29,23 @@ def test_every_form_equals_the_plain_convolution_with_gradients(kernel, strides,
         return value(x, w), jax.grad(lambda x, w: jnp.sin(value(x, w)).sum(), (0, 1))(x, w)
 
     # One program for all: compiling the operations one by one takes several times as long.
-    found = jax.jit(lambda: {name: value_and_gradients(form) for name, form in convolution.FORMS.items()})()
+    mixed = convolution.Passes(convolution.planes, convolution.products, convolution.plain)
+    forms = convolution.FORMS | {"by pass": partial(convolution.by_pass, passes=mixed)}
+    found = jax.jit(lambda: {name: value_and_gradients(form) for name, form in forms.items()})()
     expected, slopes = found.pop("plain")
-    assert set(found) == {"planes", "products"}
+    assert set(found) == {"planes", "products", "by pass"}
     for ours, our_slopes in found.values():
         np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4)
         for a, b in zip(our_slopes, slopes, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
 
 
+NARROW = convolution.Passes.on_tpu(2, 2, (1, 1, 1))
+
+
+@pytest.mark.parametrize("form", [convolution.convolve, partial(convolution.by_pass, passes=NARROW)])
 @pytest.mark.parametrize("strides", [(1, 1, 1), (2, 1, 2)])
-def test_second_derivatives_agree_with_finite_differences(strides):
+def test_second_derivatives_agree_with_finite_differences(form, strides):
     """R1 differentiates a gradient: along a random direction its slope is what two nearby kernels say."""
     with jax.enable_x64(True):
         x, kernel, direction = (
@@ -47,8 +56,19 @@ def test_second_derivatives_agree_with_finite_differences(strides):
         @jax.jit
         def r1(distance):
             moved = kernel + distance * direction
-            slope = jax.grad(lambda x: jnp.sin(convolution.convolve(x, moved, strides)).sum())(x)
+            slope = jax.grad(lambda x: jnp.sin(form(x, moved, strides)).sum())(x)
             return jnp.square(slope).sum()
 
         nearby = (r1(1e-5) - r1(-1e-5)) / 2e-5
         np.testing.assert_allclose(jax.jit(jax.grad(r1))(0.0), nearby, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "axes"), [(64, {2}), (128, {3})])
+def test_a_tpu_program_has_the_form_of_its_table(channels, axes):
+    """Lowered for a TPU, which needs none: few channels become 2D convolutions, many stay a 3D one."""
+    x = jax.ShapeDtypeStruct((1, 3, 4, 4, channels), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 3, channels, channels), jnp.float32)
+    convolve = jax.jit(lambda x, kernel: convolution.convolve(x, kernel, (1, 1, 1)))
+    program = convolve.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+    windows = re.findall(r"stablehlo\.convolution.*stride = \[([\d, ]+)\]", program)
+    assert {len(strides.split(",")) for strides in windows} == axes

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_autoencoder.py            # whole network: train step, encode, decode
     python tests/benchmarks/bench_autoencoder.py --passes   # every form of one convolution: forward and both gradients
-    python tests/benchmarks/bench_autoencoder.py --passes --topology=v5e:2x2   # the same, compiled for a TPU (needs libtpu)
+    python tests/benchmarks/bench_autoencoder.py [--passes] --topology=v5e:2x2   # compiled for a TPU (needs libtpu)
 
 Seconds are medians over rounds in which all take turns; on a machine shared with others only the ratios mean something.
 """
@@ -15,7 +15,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from unittest import mock
 
@@ -36,6 +36,9 @@ SHAPES = {  # of one convolution: (batch, frames, height, width, channels in, ch
     "mini, down": ((4, 17, 16, 16, 48, 48), (3, 3, 3), (2, 2, 2)),
     "mini, latent grid": ((4, 5, 8, 8, 128, 128), (3, 3, 3), (1, 1, 1)),
     "narrow, large": ((1, 9, 64, 64, 64, 64), (3, 3, 3), (1, 1, 1)),
+    "published, first": ((1, 5, 64, 64, 3, 128), (3, 3, 3), (1, 1, 1)),
+    "published, last": ((1, 5, 64, 64, 128, 3), (3, 3, 3), (1, 1, 1)),
+    "published, down": ((1, 5, 64, 64, 128, 128), (3, 3, 3), (2, 2, 2)),
     "published, finest level": ((1, 5, 64, 64, 128, 128), (3, 3, 3), (1, 1, 1)),
     "published, latent grid": ((1, 5, 16, 16, 512, 512), (3, 3, 3), (1, 1, 1)),
 }
@@ -63,34 +66,48 @@ def table(title: str, seconds: dict[str, float], reference: str) -> None:
 # The whole network.
 
 
-def whole_network(config: AutoencoderConfig, batch: int, rounds: int) -> None:
+def whole_network(config: AutoencoderConfig, batch: int, rounds: int, topology: str | None) -> None:
     rng = np.random.default_rng(0)
     video = jnp.asarray(rng.uniform(-1, 1, (batch, 17, 64, 64, 3)), jnp.float32)
     functional = Functional(partial(Autoencoder, config))
     state = jax.jit(functional.init)(jax.random.key(0))
     latents = jnp.asarray(rng.normal(size=(batch, *config.latent_shape(17, 64, 64))), jnp.float32)
-    jobs: dict[str, dict[str, Run]] = {"train step": {}, "encode": {}, "decode": {}}
-    for name, form in (("ours", convolve), ("plain", plain), ("planes", planes)):
-        for job, run in _ours(functional, state, form, video, latents).items():
-            jobs[job][name] = run
-    if importlib.util.find_spec("torch"):
-        for job, run in _theirs(config, state[0], np.asarray(video), np.asarray(latents)).items():
-            jobs[job]["torch"] = run
+    jobs = _ours(functional, state, video, latents)
+    forms = {"ours": convolve, "plain": plain, "planes": planes}
+    theirs: dict[str, Run] = {}
+    if topology:
+        print("estimated cycles (smaller is better)")
+    elif importlib.util.find_spec("torch"):
+        theirs = _theirs(config, state[0], np.asarray(video), np.asarray(latents))
     else:
         print("torch is not installed: no comparison with it")
-    for job, runs in jobs.items():
+    for job, (function, arguments) in jobs.items():
+        under = {name: partial(_under, form, function) for name, form in forms.items()}
+        if topology:
+            figures = {name: f"{cycles(f, arguments, topology):,}" for name, f in under.items()}
+            print(f"{job:12}", *(f"{name} {figure:>12}   " for name, figure in figures.items()), flush=True)
+            continue
+        runs: dict[str, Run] = {name: partial(jax.jit(f), *arguments) for name, f in under.items()}
+        if job in theirs:
+            runs["torch"] = theirs[job]
         seconds = medians(runs, rounds)
         table(f"{job}, {batch} clips of 17x64x64", seconds, "plain")
         if "torch" in seconds:
             print(f"  ours is {seconds['torch'] / seconds['ours']:.2f} times as fast as torch")
 
 
-def _ours(functional: Functional, state: tuple, form: Callable, video: jax.Array, latents: jax.Array) -> dict[str, Run]:
+def _under(form: Callable, function: Callable, *arguments: object) -> object:
+    """The function with another convolution; for one that is traced anew."""
+    with mock.patch.object(layers, "convolve", form):
+        return function(*arguments)
+
+
+def _ours(functional: Functional, state: tuple, video: jax.Array, latents: jax.Array) -> dict[str, tuple]:
+    """Every job as a function and its arguments."""
     params, rest = state
     optimizer = optax.adam(1e-4)
 
-    @jax.jit
-    def train(params, opt):
+    def train(params, opt, video):
         def loss(params):
             return jnp.square(reconstruct(functional.bind(params, rest), video) - video).mean()
 
@@ -98,21 +115,10 @@ def _ours(functional: Functional, state: tuple, form: Callable, video: jax.Array
         updates, opt = optimizer.update(grads, opt)
         return optax.apply_updates(params, updates), opt
 
-    encode = jax.jit(lambda params, video: functional.bind(params, rest).encode_raw(video))
-    decode = jax.jit(lambda params, latents: functional.bind(params, rest).decode_raw(latents))
-    opt = optimizer.init(params)
-
-    def under(run: Run) -> Run:
-        def call() -> object:
-            with mock.patch.object(layers, "convolve", form):  # read when the first call traces
-                return run()
-
-        return call
-
     return {
-        "train step": under(lambda: train(params, opt)),
-        "encode": under(lambda: encode(params, video)),
-        "decode": under(lambda: decode(params, latents)),
+        "train step": (train, (params, optimizer.init(params), video)),
+        "encode": (lambda params, video: functional.bind(params, rest).encode_raw(video), (params, video)),
+        "decode": (lambda params, latents: functional.bind(params, rest).decode_raw(latents), (params, latents)),
     }
 
 
@@ -179,13 +185,13 @@ def all_passes(rounds: int, topology: str | None) -> None:
             print(f"{title:26}{what:10}" + "".join(f"{figure:>12}" for figure in figures.values()), flush=True)
 
 
-def cycles(function: Callable, arguments: list[jax.ShapeDtypeStruct], topology: str) -> int:
+def cycles(function: Callable, arguments: Sequence, topology: str) -> int:
     """What the TPU compiler estimates for one run on one chip: the sum over the program's fusions and convolutions."""
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
-    placed = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arguments]
+    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tuple(arguments))
     text = jax.jit(function).lower(*placed).compile().as_text()
     return sum(int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text))
 
@@ -195,14 +201,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--passes", action="store_true")
-    parser.add_argument("--topology", help="for --passes: a TPU to compile for, such as v5e:2x2")
+    parser.add_argument("--topology", help="a TPU to compile for instead, such as v5e:2x2")
     arguments = parser.parse_args()
     if arguments.topology:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     if arguments.passes:
         all_passes(arguments.rounds, arguments.topology)
     else:
-        whole_network(MINI, arguments.batch, arguments.rounds)
+        whole_network(MINI, arguments.batch, arguments.rounds, arguments.topology)
 
 
 if __name__ == "__main__":
