@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def test_faster_than_the_source_repeats_frames(footage: Path) -> None:
 
 def test_the_same_again(footage: Path, capsys: pytest.CaptureFixture) -> None:
     video_folder.prepare(config(footage))
+    assert re.search(r"wrote \S+out: \d+ train and \d+ heldout records, clip 5x16x16x3, 5 fps", capsys.readouterr().out)
     first = rows(footage.parent / "out")
     video_folder.prepare(config(footage))
     assert "already holds" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from walt.experiment import InitRules, card, provenance, stage1, stage2
 from walt.experiment.config import resolved
 from walt.generation.bundle import Bundle, BundleError, Component, encoder_checksum, write_bundle
 from walt.generation.sources import open_bundle
-from walt.training.checkpoint import Checkpoints, Clock, check_config, stored_config
+from walt.training.checkpoint import CheckpointError, Checkpoints, Clock, check_config, stored_config
 from walt.training.state import TrainState
 
 
@@ -183,3 +183,8 @@ def test_a_bundle_without_an_autoencoder_is_named(tmp_path, data):
     with pytest.raises(BundleError, match=f"{tmp_path}/bundle holds no autoencoder but transformer"):
         stage2.train_diffusion(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bundle_is_refused_a_card_before_it_is_measured(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        card.describe(tmp_path / "bundle", tmp_path / "no footage")

@@ -114,7 +114,9 @@ def test_a_finished_run_is_a_no_op(tmp_path, capsys):
     assert calls == [20] and loader.asked == [] and files(tmp_path) == before
     assert_equal(first, second)
     assert restore_parts(tmp_path)[2]["mean_loss"] > 100
-    assert "has finished its 20 steps; nothing to do" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"trained {tmp_path} to step 20, which is saved" in printed
+    assert "has finished its 20 steps; nothing to do" in printed
 
 
 def test_finishing_at_a_step_that_is_saved_already(tmp_path):

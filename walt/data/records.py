@@ -73,6 +73,12 @@ class Manifest:
     versions: Mapping[str, str]
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def summary(self) -> str:
+        """One line for people, such as "240 train and 24 heldout records, clip 17x64x64x3, 8 fps"."""
+        counts = " and ".join(f"{split.count:,} {name}" for name, split in self.splits.items())
+        shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
+        return f"{counts} records, {shapes}, {self.fps:g} fps"
+
 
 class RecordWriter:
     """Writes the records of one split into `num_shards` files, round robin; use it as a context manager.
@@ -266,7 +272,7 @@ def verify(directory: str | os.PathLike) -> Manifest:
 
 
 def already_prepared(directory: str | os.PathLike, name: str, request: Mapping[str, Any]) -> Manifest | None:
-    """The manifest if the folder holds just what is requested, None if the folder is free to be written.
+    """The manifest if the folder holds just what is requested, which is printed; None if the folder is free to be written.
 
     Raises:
       DatasetError: the folder is broken, or was made by another recipe or with other arguments.
@@ -284,12 +290,15 @@ def already_prepared(directory: str | os.PathLike, name: str, request: Mapping[s
         keys = sorted(k for k in {*manifest.request, *wanted} if manifest.request.get(k) != wanted.get(k))
         changes = ", ".join(f"{key} {manifest.request.get(key)!r} -> {wanted.get(key)!r}" for key in keys)
         raise DatasetError(f"{directory} was prepared with other arguments ({changes}); choose another --output.")
+    print(f"{directory} already holds this data set: {manifest.summary()}")
     return manifest
 
 
 @contextlib.contextmanager
 def new_dataset(directory: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary sibling folder that becomes `directory` if the block succeeds and vanishes if it fails.
+
+    The block writes the manifest too; what it says is printed.
 
     Raises:
       DatasetError: something else took the place of `directory` meanwhile; the finished work is kept and named.
@@ -312,3 +321,4 @@ def new_dataset(directory: str | os.PathLike) -> Iterator[Path]:
         raise DatasetError(
             f"{directory} was written by somebody else meanwhile; this data set is in {temporary}."
         ) from error
+    print(f"wrote {directory}: {read_manifest(directory).summary()}")

@@ -26,6 +26,8 @@ def describe(workdir: Path, footage: Path) -> dict[str, Any]:
 
     Raises what loading and measuring raise.
     """
+    transformer = training_of(workdir)  # both first: a bundle, which cannot tell, is refused before it is measured
+    training = {"autoencoder": training_of(stored_config(workdir).autoencoder_path), "transformer": transformer}
     manifest, pipeline = read_manifest(footage), load(workdir)
     sampler = pipeline.sampler
     heldout = read_clips(footage, "heldout", HELDOUT)
@@ -35,14 +37,10 @@ def describe(workdir: Path, footage: Path) -> dict[str, Any]:
         generated=sample_labels(pipeline, heldout, SEEDS),
         training=PreparedClips(footage),
     )
-    transformer = training_of(workdir)
     return {
         "fps": manifest.fps,
         "data": {"recipe": manifest.name, "labels": list(heldout.label_names)},
-        "training": {
-            "autoencoder": training_of(stored_config(workdir).autoencoder_path),
-            "transformer": transformer,
-        },
+        "training": training,
         "commit": transformer.get("commit"),
         "versions": transformer.get("versions"),
         "figures": {name: value for name, value in result.headline().items() if value is not None},

@@ -51,7 +51,6 @@ def prepare(
     request = {"autoencoder": encoder_checksum(component), "input": shards, "stills": STILLS, "limit": limit}
     finished = records.already_prepared(output, "latents", request)
     if finished is not None:
-        print(f"{output} already holds these latents ({finished.splits['train'].count} training clips).")
         return finished
     pipeline = Pipeline(bundle)
     length, height, width, _ = source.shapes["clip"]

@@ -115,6 +115,7 @@ def train(
                 tqdm.write(f"stopped at step {step}, which is saved; the same command goes on from here")
                 raise Interrupted(stop.received or signal.SIGTERM)
             if last:
+                tqdm.write(f"trained {workdir} to step {step}, which is saved")
                 return state
 
             rows = _draw(batches, stop)

@@ -67,7 +67,6 @@ def prepare(config: AtariConfig) -> records.Manifest:
     request = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("output", "workers")}
     finished = records.already_prepared(config.output, "atari", request)
     if finished is not None:
-        print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
         return finished
     check_games(config.games)
     warn_of_sizes(config)

@@ -107,7 +107,6 @@ def prepare(config: FilmConfig) -> records.Manifest:
         del request[place]
     finished = records.already_prepared(config.output, "film", request)
     if finished is not None:
-        print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
         return finished
     _detectors()  # whether they are installed shows before the download
     common.warn_of_sizes(config)

@@ -97,7 +97,6 @@ def prepare(config: TfdsConfig) -> records.Manifest:
     del request["output"]
     finished = records.already_prepared(config.output, "tfds", request)
     if finished is not None:
-        print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
         return finished
     common.warn_of_sizes(config)
     with _readable(directory) as readable, records.new_dataset(config.output) as output:

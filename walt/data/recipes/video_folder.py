@@ -62,7 +62,6 @@ def prepare(config: VideoFolderConfig) -> records.Manifest:
     del request["output"]
     finished = records.already_prepared(config.output, "video_folder", request)
     if finished is not None:
-        print(f"{config.output} already holds this data set ({finished.splits['train'].count} training clips).")
         return finished
     common.warn_of_sizes(config)
     items = common.split_items(files, config.heldout, config.seed)
@@ -186,7 +185,7 @@ class _Captions:
             place = str(self._table_path)
         else:
             sidecar = path.with_suffix(".txt")
-            place = f"{sidecar} (one caption per line)"
+            place = f"{sidecar} (one caption per line), since {self._folder} has no {' or '.join(caption_files.TABLES)}"
             captions = caption_files.read_lines(sidecar) if sidecar.is_file() else []
         if not captions:
             raise media.MediaError(f"{path} has no caption; it is looked for in {place}.")
