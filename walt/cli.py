@@ -16,11 +16,11 @@ from walt import command
 
 COMMANDS = {
     "quickstart": "the whole path on this machine: record footage, train, sample, evaluate, report",
-    "prepare": "make a data set: atari, video_folder, tfds, latents",
+    "prepare": "make a data set: atari, video_folder, tfds, film, latents",
     "train": "train an autoencoder or a diffusion transformer from a config",
     "sample": "make videos from a prompt",
     "reconstruct": "send a video through the autoencoder and back",
-    "evaluate": "compare generated with real videos",
+    "evaluate": "measure generated videos, or an autoencoder, against real ones",
     "plan": "compile a config for a TPU topology: memory, speed, communication",
     "convert": "weights and bundles in and out",
     "serve": "a local web page that makes videos",

@@ -251,7 +251,7 @@ def test_bad_requests(clips_dir: Path, latents_dir: Path, tmp_path: Path) -> Non
         ClipLoader(LoaderConfig(str(clips_dir), image_fraction=0.5))
     with pytest.raises(records.DatasetError, match="holds no latents"):
         LatentLoader(clips, tokenize)
-    with pytest.raises(records.DatasetError, match="holds no clips"):
+    with pytest.raises(records.DatasetError, match="holds latents, not clips"):
         ClipLoader(latents)
     with pytest.raises(records.DatasetError, match="There is no data set"):
         ClipLoader(LoaderConfig(str(tmp_path / "nothing")))

@@ -50,9 +50,11 @@ def test_missing_data_set(tmp_path: Path) -> None:
 
 def test_half_written_data_set(copy: Path) -> None:
     (copy / records.MANIFEST).unlink()
-    with pytest.raises(records.DatasetError, match=r"manifest\.json is missing, so .* is half written"):
+    with pytest.raises(
+        records.DatasetError, match=r"is no prepared data set, or a damaged one: it has no manifest\.json"
+    ):
         records.RecordSource(copy)
-    with pytest.raises(records.DatasetError, match=r"manifest\.json is missing"):
+    with pytest.raises(records.DatasetError, match=r"it has no manifest\.json"):
         records.already_prepared(copy, "test", {"rows": 17})
 
 

@@ -167,7 +167,7 @@ def damage(footage: Path, name: str) -> None:
         ("empty caption", r"c\.gif has no caption"),
         ("unreadable", r"c\.gif cannot be read as a video"),
         ("empty file", r"c\.gif cannot be read as a video"),
-        ("too short", r"c\.gif lasts 0\.20 s \(3 frames\), too short for 5 frames at 5 fps"),
+        ("too short", r"c\.gif lasts 0\.20 s \(3 frames\), too short for 5 frames at 5 fps; --fps=[\d.]+ would do"),
     ],
 )
 def test_bad_files_stop_or_are_skipped(footage: Path, name: str, problem: str, capsys: pytest.CaptureFixture) -> None:
@@ -209,7 +209,7 @@ def test_sizes_are_warned_of(footage: Path, capsys: pytest.CaptureFixture) -> No
     assert "nearest: --num_frames=5 (not 4)." in capsys.readouterr().out
 
 
-def test_bad_folders_and_tables(footage: Path, tmp_path: Path) -> None:
+def test_bad_folders_and_tables(footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(media.MediaError, match="empty holds no video or image file"):
         video_folder.prepare(config(tmp_path / "empty"))
@@ -227,6 +227,11 @@ def test_bad_folders_and_tables(footage: Path, tmp_path: Path) -> None:
     (footage / "captions.csv").write_text("file,caption\na.mp4,x\n")
     with pytest.raises(media.MediaError, match=r"webm has no caption; it is looked for in .*captions\.csv"):
         video_folder.prepare(config(footage))
+    table = "".join(f"{file},x\n" for file in ("a.mp4", "animals/b.webm", "c.gif", "d.png"))
+    (footage / "captions.csv").write_text(f"file,caption\nA.mp4,misspelt\n{table}")
+    video_folder.prepare(config(footage))
+    assert "captions for 1 files that are not there, such as A.mp4" in capsys.readouterr().out
+    shutil.rmtree(footage.parent / "out")
     with pytest.raises(media.MediaError, match="Nothing to train on"):
         damage(footage, "unreadable")
         (footage / "captions.csv").write_text("file,caption\nc.gif,x\n")

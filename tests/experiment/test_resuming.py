@@ -14,6 +14,7 @@ from walt import experiment
 from walt.config import ConfigError, apply_overrides, load, to_config_dict
 from walt.data import records
 from walt.data.media import encode_clip
+from walt.data.records import DatasetError
 from walt.experiment import InitRules, card, provenance, stage1, stage2
 from walt.experiment.config import resolved
 from walt.generation.bundle import Bundle, BundleError, Component, encoder_checksum, write_bundle
@@ -188,3 +189,9 @@ def test_a_bundle_without_an_autoencoder_is_named(tmp_path, data):
 def test_a_bundle_is_refused_a_card_before_it_is_measured(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         card.describe(tmp_path / "bundle", tmp_path / "no footage")
+
+
+def test_clips_in_place_of_latents_are_called_so(tmp_path, data):
+    clips = data["autoencoder"](0)
+    with pytest.raises(DatasetError, match="holds clips, not latents; make them with `walt prepare latents --input="):
+        stage2.train_diffusion(make_experiment("diffusion", clips), tmp_path / "run")

@@ -215,8 +215,9 @@ def test_another_config_is_refused_before_anything_is_tidied(copied):
     (folder / "20").rename(folder / "20.replaced")
     (folder / "10" / "commit_success.txt").unlink()
     before = files(copied)
-    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
-        linear.run(copied, linear.make_config(seed=1), model_keys=("seed",))
+    message = r"undo:\n  seed: 0 -> 1\n(.|\n)*also changed, which alone would be fine: log_every: 4 -> 7"
+    with pytest.raises(ConfigError, match=message):
+        linear.run(copied, linear.make_config(seed=1, log_every=7), model_keys=("seed",))
     assert latest_step(copied) == restore_parts(copied)[4] == 20
     assert files(copied) == before
 

@@ -169,7 +169,7 @@ class ClipLoader(_Loader):
         if config.image_rows:
             raise ConfigError("image_fraction must be 0 for clips; image rows exist in latents data sets only.")
         if "clip" not in self.manifest.shapes:
-            raise records.DatasetError(f"{config.path} holds no clips but {sorted(self.manifest.shapes)}.")
+            raise records.DatasetError(f"{config.path} holds latents, not clips; stage 1 trains on clips.")
         self._shape = self.manifest.shapes["clip"]
         self._order = Order(config.seed, config.batch_size, num_videos=len(self._source))
 

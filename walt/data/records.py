@@ -236,7 +236,8 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         raise DatasetError(f"There is no data set at {directory}; make one with `walt prepare … --output={directory}`.")
     if not path.is_file():
         raise DatasetError(
-            f"{path} is missing, so {directory} is half written or no data set; remove the folder or prepare into another."
+            f"{directory} is no prepared data set, or a damaged one: it has no {MANIFEST}; name another folder, or make a data "
+            f"set of videos and images with `walt prepare video_folder --input={directory} --output=…`."
         )
     try:
         fields = json.loads(path.read_text())

@@ -37,7 +37,7 @@ def prepare(
     bundle = open_autoencoder(autoencoder)
     source = records.read_manifest(input)
     if "clip" not in source.shapes:
-        raise records.DatasetError(f"{input} holds no clips but {', '.join(source.shapes)}")
+        raise records.DatasetError(f"{input} holds latents already, not clips")
     if limit < 0:
         raise ConfigError(f"limit must be a number of clips, or 0 for all, got {limit}")
     component = bundle.components["autoencoder"]

@@ -14,6 +14,7 @@ from etils import epath
 from walt.autoencoder.perceptual import PerceptualDistance
 from walt.autoencoder.task import CRITIC, GENERATOR, AutoencoderTask, latent_statistics
 from walt.config import to_config_dict
+from walt.data.bar import progress_bar
 from walt.data.loader import ClipLoader, LoaderConfig
 from walt.data.records import read_manifest
 from walt.experiment.config import RUN_KEYS, AutoencoderExperiment, resolved
@@ -52,7 +53,8 @@ def train_autoencoder(
     def calibrate(state: TrainState) -> TrainState:
         # Every process goes through the same clips, whole batches of them, and so finds the same statistics.
         batches = -(-experiment.calibration_clips // experiment.data.batch_size)
-        clips = (batch["video"] for batch in islice(ClipLoader(experiment.data).batches(0), batches))
+        drawn = islice(ClipLoader(experiment.data).batches(0), batches)
+        clips = (batch["video"] for batch in progress_bar(drawn, total=batches, desc="latent statistics", unit="batch"))
         statistics = latent_statistics(task.model, state.averaged_params()[GENERATOR], clips)
         return dataclasses.replace(state, extra={**state.extra, **statistics})
 

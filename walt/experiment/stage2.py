@@ -76,7 +76,12 @@ def _with_autoencoder(experiment: DiffusionExperiment, autoencoder: Bundle) -> D
     Raises `DatasetError` unless the latents come from exactly these weights and statistics.
     """
     path, data = experiment.autoencoder_path, experiment.data.path
-    stored = read_manifest(data).extra.get("autoencoder")
+    manifest = read_manifest(data)
+    if "clip" in manifest.shapes:
+        raise DatasetError(
+            f"{data} holds clips, not latents; make them with `walt prepare latents --input={data} --autoencoder={path} --output=…`"
+        )
+    stored = manifest.extra.get("autoencoder")
     present = encoder_checksum(autoencoder.components["autoencoder"])
     if stored != present:
         raise DatasetError(

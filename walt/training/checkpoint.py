@@ -236,6 +236,7 @@ def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: Sequen
         raise ConfigError(
             f"{workdir} holds a run of another config, so it was left as it is; choose another workdir, or undo:\n  "
             + "\n  ".join(fatal)
+            + "".join(f"\nalso changed, which alone would be fine: {line}" for line in changed if line not in fatal)
         )
     return changed
 

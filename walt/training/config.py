@@ -75,7 +75,8 @@ class TrainingConfig:
         if self.optimizer.warmup_steps >= self.num_steps:
             raise ConfigError(
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}, but the run ends at "
-                f"num_steps = {self.num_steps}: the warm-up must be shorter than the run"
+                f"num_steps = {self.num_steps}: the warm-up must be shorter "
+                "than the run (--config.training.optimizer.warmup_steps)"
             )
 
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def prepare(config: VideoFolderConfig) -> records.Manifest:
     captions = _Captions(config)
     request = dataclasses.asdict(config) | {"input": str(Path(config.input).resolve())}
     request |= _checksums(files, captions, config)
+    captions.warn_of_missing(files)
     del request["output"]
     finished = records.already_prepared(config.output, "video_folder", request)
     if finished is not None:
@@ -151,8 +153,10 @@ def _sample(path: Path, config: VideoFolderConfig) -> list[np.ndarray]:
     length = (config.num_frames - 1) / config.fps
     room = times[-1] + 0.5 * (times[-1] / max(1, len(times) - 1)) - length  # a frame lasts until the next one
     if room < 0:
+        enough = math.ceil(10 * config.fps * length / (room + length)) / 10
         raise media.MediaError(
-            f"{path} lasts {times[-1]:.2f} s ({len(times)} frames), too short for {config.num_frames} frames at {config.fps:g} fps."
+            f"{path} lasts {times[-1]:.2f} s ({len(times)} frames), too short for {config.num_frames} frames at {config.fps:g} fps; "
+            f"--fps={enough:g} would do, or fewer --num_frames, or --skip_bad."
         )
     rng = np.random.default_rng(common.seed_of(config.seed, str(path.relative_to(config.input))))
     parts = (np.arange(config.clips_per_video) + rng.random(config.clips_per_video)) / config.clips_per_video
@@ -190,3 +194,11 @@ class _Captions:
         if not captions:
             raise media.MediaError(f"{path} has no caption; it is looked for in {place}.")
         return captions
+
+    def warn_of_missing(self, files: list[Path]) -> None:
+        """Prints which files the table names that are not there: a misspelt name, most likely."""
+        missing = sorted(set(self._table) - {path.relative_to(self._folder).as_posix() for path in files})
+        if missing:
+            print(
+                f"warning: {self._table_path} has captions for {len(missing)} files that are not there, such as {missing[0]}."
+            )
