@@ -24,7 +24,7 @@ walt train --config=t2v/atari --workdir="$RUN/t2v" --config.data.path="$RUN/late
   --config.autoencoder_path="$RUN/autoencoder" "${transformer[@]+"${transformer[@]}"}"
 
 # What a user of the bundle should know: measured on the held-out clips, and by eye.
-walt convert card --workdir="$RUN/t2v" --footage="$RUN/footage" --output="$RUN/card.json"
+walt convert card --workdir="$RUN/t2v" --real="$RUN/footage" --output="$RUN/card.json"
 walt convert export --workdir="$RUN/t2v" --output="$RUN/model" --card="$RUN/card.json"
 walt convert export --workdir="$RUN/model" --output="$RUN/bundle" --dtype=float16 --card=launch/mini_notes.json
 echo "the bundle is in $RUN/bundle; copy it to walt/_bundles/mini to ship it"

@@ -1,7 +1,7 @@
 """Weights and bundles, in and out.
 
     walt convert export --workdir=runs/t2v --output=my_model [--weights=ema|raw] [--dtype=float32|float16]
-    walt convert card   --workdir=runs/t2v --output=card.json --footage=data/atari
+    walt convert card   --workdir=runs/t2v --output=card.json --real=data/atari
     walt convert inflate --workdir=runs/images --config=autoencoder/k600 --output=inflated
 
 `export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as
@@ -29,12 +29,12 @@ class Arguments:
     """Flags of `walt convert`."""
 
     what: str = command.flag("What to do: export, card or inflate.", positional=True)
-    workdir: str = command.flag("Work directory of a training run; a bundle will do as well, to change its dtype.")
+    workdir: str = command.flag("Work directory of a training run; for export and inflate a bundle will do as well.")
     output: str = command.flag("Folder to write (export), or JSON file (card).")
     weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
     dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
     config: str | None = command.flag("For inflate: config of the video autoencoder.", default=None)
-    footage: str | None = command.flag("For card: prepared clips with a held-out split.", default=None)
+    real: str | None = command.flag("For card: prepared data set of real clips with a held-out split.", default=None)
     card: str | None = command.flag(
         "JSON file whose entries are added to the bundle's card; its list `licences` becomes the bundle's.",
         default=None,
@@ -84,13 +84,13 @@ def _write_bundle(bundle: Any, arguments: Arguments) -> None:
 
 
 def _write_card(arguments: Arguments) -> None:
-    if not arguments.footage:
-        raise command.CommandError("--footage is missing: the prepared clips to measure on")
+    if not arguments.real:
+        raise command.CommandError("--real is missing: the prepared clips to measure on")
     output = command.output_file(arguments.output)
 
     from walt.experiment import card, progress  # imports jax
 
-    found = card.describe(Path(arguments.workdir), Path(arguments.footage))
+    found = card.describe(Path(arguments.workdir), Path(arguments.real))
     progress.write_json(output, found)
     print(json.dumps(found["figures"], indent=2))
 

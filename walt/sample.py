@@ -40,6 +40,9 @@ class Arguments:
     seed: int = command.flag("The same seed gives the same video.", default=0)
     negative_prompt: str | None = command.flag("What to steer away from.", default=None)
     fps: float | None = command.flag("Frames per second of the file; by default the model's.", default=None)
+    captions: bool = command.flag(
+        "Write each prompt into a .txt beside its video, where `walt evaluate` looks for it.", default=False
+    )
     scale: int | None = command.flag(
         "Show every pixel as SCALE x SCALE; by default enough for a shorter side of 256.", default=None
     )
@@ -51,6 +54,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = command.parse(Arguments, rest)
     if Path(arguments.output).suffix.lower() not in SUFFIXES:
         raise command.CommandError(f"--output must end in {', '.join(SUFFIXES)}, got {arguments.output!r}")
+    if arguments.captions and Path(arguments.output).suffix.lower() == ".png":
+        raise command.CommandError("--captions is for videos; a contact sheet shows its prompts")
     if arguments.fps is not None and not 0 < arguments.fps <= 1000:
         raise command.CommandError(f"--fps must be between 0 and 1000, got {arguments.fps}")
     if arguments.scale is not None and not 1 <= arguments.scale <= 64:
@@ -75,6 +80,8 @@ def main(argv: Sequence[str]) -> None:
     for path, prompt in write(videos, prompts, output, arguments.fps or pipeline.fps, scale):
         shown = f" (every pixel {scale}x{scale})" if scale > 1 and path.suffix != ".png" else ""
         print(f"wrote {path}{shown}: {prompt}")
+        if arguments.captions:
+            path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
 
 
 def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:

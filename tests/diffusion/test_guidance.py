@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from walt.diffusion.configs import SamplerConfig
-from walt.diffusion.guidance import classifier_free, scale_over_time
+from walt.diffusion.guidance import guided, scale_over_time
 from walt.diffusion.parameterisation import from_x0_and_noise
-from walt.diffusion.process import make_schedule
+from walt.diffusion.process import make_tables
 from walt.diffusion.samplers import row_noise, sample
 
-SCHEDULE = make_schedule("linear", True)
+SCHEDULE = make_tables("linear", True)
 SHAPE = (1, 2)
 
 
@@ -32,12 +32,12 @@ def test_guided_score_is_that_of_the_tilted_gaussian_at_every_time():
     def condition(mean, deviation):
         return {"mean": jnp.full(4, mean), "deviation": jnp.full(4, deviation)}
 
-    guided = classifier_free(denoise, condition(m_c, s_c), condition(m, s), lambda t: jnp.full_like(t, weight))
-    guided, x_t = jax.jit(guided), jax.random.normal(jax.random.key(0), (4, *SHAPE))
+    run = jax.jit(guided(denoise, [condition(m, s), condition(m_c, s_c)], [lambda t: jnp.full_like(t, weight)]))
+    x_t = jax.random.normal(jax.random.key(0), (4, *SHAPE))
     for time in (0.1, 0.4, 0.7, 0.95):
         t = jnp.full((4, 1), time)
         alpha, sigma = float(SCHEDULE.alpha(t[0, 0])), float(SCHEDULE.sigma(t[0, 0]))
-        v = guided(x_t, t, jnp.zeros_like(x_t))
+        v = run(x_t, t, jnp.zeros_like(x_t))
         score = -(sigma * x_t + alpha * v) / sigma
         precision = [weight / (alpha**2 * s_c**2 + sigma**2), (1 - weight) / (alpha**2 * s**2 + sigma**2)]
         total = sum(precision)
@@ -54,8 +54,9 @@ def test_guided_samples_with_equal_widths_follow_the_guided_flow_exactly(weight)
         return gaussian_v(x_t, t, mean[:, None, None], deviation)
 
     keys = jax.random.split(jax.random.key(2), 16)
-    guided = classifier_free(denoise, jnp.full(16, conditional), jnp.full(16, null), lambda t: jnp.full_like(t, weight))
-    found = sample(guided, SCHEDULE, SamplerConfig(steps=500), SHAPE, keys)
+    conditions = [jnp.full(16, null), jnp.full(16, conditional)]
+    run = guided(denoise, conditions, [lambda t: jnp.full_like(t, weight)])
+    found = sample(run, SCHEDULE, SamplerConfig(steps=500), SHAPE, keys)
     noise = row_noise(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), SHAPE)
     np.testing.assert_allclose(found, null + weight * (conditional - null) + deviation * noise, atol=0.02)
 
@@ -69,8 +70,8 @@ def test_both_branches_see_the_guided_estimate_of_the_step_before():
         x0 = jnp.broadcast_to(mean[:, None, None], x_t.shape)
         return from_x0_and_noise("v", x0, (x_t - alpha * x0) / sigma, alpha, sigma)
 
-    guided = classifier_free(denoise, jnp.full(3, 1.0), jnp.full(3, 0.0), lambda t: jnp.full_like(t, 5.0))
-    sample(guided, SCHEDULE, SamplerConfig(steps=3), SHAPE, jax.random.split(jax.random.key(0), 3))
+    run = guided(denoise, [jnp.full(3, 0.0), jnp.full(3, 1.0)], [lambda t: jnp.full_like(t, 5.0)])
+    sample(run, SCHEDULE, SamplerConfig(steps=3), SHAPE, jax.random.split(jax.random.key(0), 3))
     jax.effects_barrier()
     assert len(seen) == 3 and all(value.shape == (6, *SHAPE) for value in seen)
     np.testing.assert_array_equal(seen[0], 0)
@@ -84,3 +85,38 @@ def test_power_cosine_by_hand():
     expected = [1.0, 1 + 3 * 0.5 * (1 - np.cos(np.pi * 0.5**4)), 4.0]
     np.testing.assert_allclose(scale_over_time(config, config.guidance)(t)[0], expected, rtol=1e-6)
     np.testing.assert_array_equal(scale_over_time(SamplerConfig(), 7.5)(t), 7.5)
+
+
+def test_outside_its_interval_guidance_is_one():
+    config = SamplerConfig(guidance_interval=(0.2, 0.8))
+    t = jnp.array([[0.1, 0.2, 0.5, 0.8, 0.9]])
+    np.testing.assert_array_equal(scale_over_time(config, 7.5)(t)[0], [1, 7.5, 7.5, 7.5, 1])
+
+
+def test_every_condition_has_its_own_scale():
+    """Three Gaussians of one width: what each condition adds to the mean is multiplied by its scale."""
+    means, deviation = (0.3, 1.0, -0.4), 0.6
+
+    def denoise(x_t, t, previous_x0, mean):
+        return gaussian_v(x_t, t, mean[:, None, None], deviation)
+
+    keys = jax.random.split(jax.random.key(2), 8)
+    scales = [lambda t: jnp.full_like(t, 2.0), lambda t: jnp.full_like(t, 3.0)]
+    run = guided(denoise, [jnp.full(8, mean) for mean in means], scales)
+    found = sample(run, SCHEDULE, SamplerConfig(steps=500), SHAPE, keys)
+    noise = row_noise(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), SHAPE)
+    mean = means[0] + 2 * (means[1] - means[0]) + 3 * (means[2] - means[1])
+    np.testing.assert_allclose(found, mean + deviation * noise, atol=0.02)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_rescaling_brings_back_the_spread_of_the_conditional_prediction(rescale):
+    rng = np.random.default_rng(0)
+    null, conditional = (jnp.asarray(rng.normal(size=(3, 2, 5)), jnp.float32) for _ in range(2))
+    denoise = lambda x_t, t, previous_x0, value: value  # noqa: E731
+    x_t, t = jnp.zeros((3, 2, 5)), jnp.full((3, 2), 0.5)
+    run = guided(denoise, [null, conditional], [lambda t: jnp.full_like(t, 6.0)], rescale=rescale)
+    plain = null + 6 * (conditional - null)
+    wanted, had = (np.asarray(value).std((1, 2)) for value in (conditional, plain))
+    found = np.asarray(run(x_t, t, x_t)).std((1, 2))
+    np.testing.assert_allclose(found, rescale * wanted + (1 - rescale) * had, rtol=1e-5)

@@ -51,6 +51,28 @@ def test_uniform_is_the_error_of_the_prediction():
         np.testing.assert_allclose(loss_of(config, *drawn), expected, rtol=2e-3)
 
 
+def test_p2_is_a_weight_of_the_error_of_the_noise():
+    """Choi et al. 2022, equation 8: 1 / (k + SNR)^gamma on the squared error of the noise."""
+    config = DiffusionConfig(prediction="x0", loss_weight="p2", p2=(0.5, 2.0), zero_terminal_snr=False)
+    drawn = draw(ALPHA)
+    _, _, alpha, sigma, _, error = (np.asarray(value) for value in drawn)
+    expected = (np.square(alpha / sigma * error) / (0.5 + (alpha / sigma) ** 2) ** 2).mean((1, 2, 3, 4))
+    np.testing.assert_allclose(loss_of(config, *drawn), expected, rtol=2e-4)
+
+
+@pytest.mark.parametrize(("prediction", "schedule"), [("v", "cosine"), ("edm", "edm")])
+def test_edm_weight_is_the_uniform_error_of_its_prediction(prediction, schedule):
+    weighted, uniform = (
+        DiffusionConfig(prediction=prediction, schedule=schedule, loss_weight=weight) for weight in ("edm", "uniform")
+    )
+    x0, noise, alpha, sigma, x_t, error = draw(ALPHA)
+    if schedule == "edm":
+        alpha, sigma = jnp.ones_like(alpha), sigma / alpha
+        x_t = x0 + sigma * noise
+    drawn = (x0, noise, alpha, sigma, x_t, error)
+    np.testing.assert_allclose(loss_of(weighted, *drawn), loss_of(uniform, *drawn), rtol=2e-4)
+
+
 def test_pure_noise_counts_with_the_lower_bound():
     config = DiffusionConfig(prediction="x0", loss_weight="snr")
     drawn = draw(np.zeros(SHAPE[:2]))
@@ -60,12 +82,16 @@ def test_pure_noise_counts_with_the_lower_bound():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss_weight": "min_snr"}, "unknown weight 'min_snr', expected 'uniform' or 'snr'"),
+        ({"loss_weight": "min_snr"}, "unknown loss weight 'min_snr', expected one of uniform, snr, p2, edm"),
         ({"snr_bounds": (5.0, 1.0)}, "no bounds"),
         ({"snr_bounds": (0.0, 0.0)}, "no bounds"),
         ({"snr_bounds": (-1.0, 5.0)}, "no bounds"),
         ({"snr_bounds": (1.0, float("inf"))}, "finite"),
-        ({"loss_weight": "snr", "snr_bounds": (0.0, 5.0)}, "no weight to t = 1"),
+        ({"loss_weight": "snr", "snr_bounds": (0.0, 5.0)}, "no weight to it"),
+        ({"loss_weight": "p2"}, "no weight to t = 1"),
+        ({"p2": (-1.0, 1.0)}, "p2"),
+        ({"flow_shift": 0.0}, "flow_shift"),
+        ({"times": "normal"}, "unknown times 'normal'"),
     ],
 )
 def test_unusable_weights_are_refused(changes, message):

@@ -5,6 +5,8 @@ import pytest
 
 from walt import command, sample
 from walt.data import media
+from walt.evaluation.clips import Clips
+from walt.evaluation.source import read_generated
 from walt.generation.bundle import write_bundle
 
 BALL, BOX = "a red ball, moving left", "a blue box moves right"
@@ -36,6 +38,14 @@ def test_several_prompts_several_files(checkpoint, tmp_path):
     assert media.read_video(tmp_path / "out_0.gif")[0].shape == (3, 16, 16, 3)
 
 
+def test_what_evaluation_reads_is_written_beside_the_videos(checkpoint, tmp_path):
+    prompts = [f"--prompt={prompt}" for prompt in (BALL, BOX)]
+    run(checkpoint, *prompts, f"--output={tmp_path}/out.mp4", "--scale=1", "--captions")
+    heldout = Clips(np.zeros((2, 5, 16, 16, 3), np.uint8), ("ball", "box"))
+    found = read_generated(tmp_path, heldout, {BALL: "ball", BOX: "box"})
+    assert found.videos.shape == (2, 5, 16, 16, 3) and tuple(found.labels) == ("ball", "box")
+
+
 def test_contact_sheet(checkpoint, tmp_path, capsys):
     run(checkpoint, f"--prompt={BALL}", f"--prompt={BOX}", f"--output={tmp_path}/sheet.png")
     assert np.std(media.read_image(tmp_path / "sheet.png")) > 5
@@ -51,6 +61,7 @@ def test_contact_sheet(checkpoint, tmp_path, capsys):
         (["--prompt=x", "--output=out.mp4", "--fps=-1"], "--fps must be"),
         (["--prompt=x", "--output=out.mp4", "--scale=0"], "--scale must be"),
         (["--prompt=x", "--output=out.mp4", "--steps=many"], "steps"),
+        (["--prompt=x", "--output=out.png", "--captions"], "--captions is for videos"),
     ],
 )
 def test_bad_flags(arguments, message):

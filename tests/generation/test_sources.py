@@ -134,7 +134,7 @@ def test_bad_export(workdirs, tmp_path):
 
 
 def test_the_file_of_a_card_is_tried_before_the_work(tmp_path):
-    arguments = ["walt convert", "card", "--workdir=nowhere", "--footage=nowhere"]
+    arguments = ["walt convert", "card", "--workdir=nowhere", "--real=nowhere"]
     with pytest.raises(command.CommandError, match="is a folder"):
         convert.main([*arguments, f"--output={tmp_path}"])
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from walt.config import ConfigError
 from walt.diffusion import parameterisation, process
+
+LossWeight = Literal["uniform", "snr", "p2", "edm"]
+TimeDistribution = Literal["uniform", "logit_normal", "log_normal"]
+Solver = Literal["ddim", "ddpm", "dpmpp_2m", "heun", "flow_euler", "flow_heun"]
+Spacing = Literal["trailing", "linspace", "leading", "karras"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +24,22 @@ class DiffusionConfig:
     """How the denoiser is trained; part of the model, since sampling must use the same process and prediction.
 
     Attributes:
-      schedule: `linear` (beta 1e-4 to 0.02) or `cosine`.
-      zero_terminal_snr: rescale so that t = 1 is pure noise (W.A.L.T: FVD 60.7 with, 91.0 without).
-      prediction: what the network outputs: `v`, `noise` or `x0`.
-      loss_weight: `uniform` is the squared error of the prediction at every time alike (W.A.L.T). `snr` is the squared error
-        of x0 times the signal-to-noise ratio alpha²/sigma², kept within `snr_bounds`.
+      schedule: `linear` (beta 1e-4 to 0.02), `cosine` or `sigmoid`, variance-preserving; `flow` (flow matching); `edm`.
+      zero_terminal_snr: rescale so that t = 1 is pure noise (W.A.L.T: FVD 60.7 with, 91.0 without). Of the
+        variance-preserving schedules; flow matching has it anyway, and EDM never.
+      flow_shift: of `flow`: above 1, more times at high noise.
+      flow_shift_positions: latent positions (frames x height x width) of a video for which `flow_shift` is meant; others
+        get it times the root of their number over this one (Esser et al. 2024). None: one shift for all.
+      prediction: what the network outputs: `v`, `noise`, `x0`, `flow` or `edm`.
+      times: how training draws t. `uniform`; `logit_normal` (Esser et al. 2024): the logistic of a normal;
+        `log_normal` (EDM): ln(sigma / alpha) is normal.
+      times_mean, times_std: of the normal.
+      loss_weight: `uniform` is the squared error of the prediction at every time alike (W.A.L.T). The others are squared
+        errors of x0 times a weight made of SNR = alpha²/sigma²: `snr` the SNR within `snr_bounds`; `p2`
+        SNR / (k + SNR)^gamma (Choi et al. 2022); `edm` 1 + SNR, which for `v` and `edm` is `uniform`.
       snr_bounds: (0, 5) is min-SNR (Hang et al. 2023); (1, 1e9), above every ratio of these schedules, is truncated SNR
         (Salimans & Ho 2022).
+      p2: (k, gamma).
       self_conditioning_rate: probability, per batch row, that the network sees its own first estimate of x0. 0 costs
         nothing; any other value costs one extra forward pass of the whole batch per step.
       text_dropout: probability, per caption, of training with the learned null text, which guidance needs (0.1 is our
@@ -31,74 +49,164 @@ class DiffusionConfig:
 
     schedule: process.ScheduleName = "linear"
     zero_terminal_snr: bool = True
+    flow_shift: float = 1.0
+    flow_shift_positions: int | None = None
     prediction: parameterisation.Prediction = "v"
-    loss_weight: Literal["uniform", "snr"] = "uniform"
+    times: TimeDistribution = "uniform"
+    times_mean: float = 0.0
+    times_std: float = 1.0
+    loss_weight: LossWeight = "uniform"
     snr_bounds: tuple[float, float] = (1.0, 5.0)
+    p2: tuple[float, float] = (1.0, 1.0)
     self_conditioning_rate: float = 0.9
     text_dropout: float = 0.1
     caption_length: int = 24
 
     def __post_init__(self):
-        parameterisation.check_pair(self.prediction, self.make_schedule())
-        self._check_loss_weight()
+        for name in ("flow_shift", "times_std", "flow_shift_positions"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be positive")
+        schedule = self.make_schedule((1, 1, 1))
+        parameterisation.check_pair(self.prediction, schedule)
+        _check_choice("times", self.times, TimeDistribution)
+        self._check_loss_weight(schedule)
         for name in ("self_conditioning_rate", "text_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not a probability, expected 0 to 1")
         if self.caption_length < 1:
             raise ConfigError(f"caption_length: {self.caption_length} is too short, expected at least 1 token")
 
-    def _check_loss_weight(self) -> None:
-        if self.loss_weight not in ("uniform", "snr"):
-            raise ConfigError(f"loss_weight: unknown weight {self.loss_weight!r}, expected 'uniform' or 'snr'")
+    def _check_loss_weight(self, schedule: process.Schedule) -> None:
+        _check_choice("loss_weight", self.loss_weight, LossWeight)
         low, high = self.snr_bounds
         if not 0 <= low <= high or high == 0 or math.isinf(high):
             raise ConfigError(
                 f"snr_bounds: {self.snr_bounds} are no bounds, expected 0 <= low <= high, and high above 0 and finite"
             )
-        if self.loss_weight == "snr" and low == 0 and self.zero_terminal_snr:
+        if min(self.p2) < 0:
+            raise ConfigError(f"p2: {self.p2} must not be negative")
+        if schedule.has_zero_terminal_snr and self.loss_weight == "snr" and low == 0:
             raise ConfigError(
-                "snr_bounds: with zero_terminal_snr a lower bound of 0 gives no weight to t = 1, where sampling starts; "
+                "snr_bounds: where t = 1 is pure noise, a lower bound of 0 gives no weight to it, and sampling starts there; "
                 "use a positive one, such as 1"
             )
+        if schedule.has_zero_terminal_snr and self.loss_weight == "p2":
+            raise ConfigError(
+                "loss_weight: 'p2' gives no weight to t = 1 where that is pure noise, and sampling starts there; use "
+                "zero_terminal_snr=False with it, or 'snr' with a positive lower bound"
+            )
 
-    def make_schedule(self) -> process.Schedule:
-        """The schedule's tables."""
-        return process.make_schedule(self.schedule, self.zero_terminal_snr)
+    def make_schedule(self, latent_shape: tuple[int, ...]) -> process.Schedule:
+        """The schedule for videos of (frames, height, width, ...) latent positions."""
+        if self.schedule == "edm":
+            return process.EDM()
+        if self.schedule == "flow":
+            shift = self.flow_shift
+            if self.flow_shift_positions is not None:
+                shift *= math.sqrt(math.prod(latent_shape[:3]) / self.flow_shift_positions)
+            return process.FlowMatching(shift)
+        return process.make_tables(self.schedule, self.zero_terminal_snr)
+
+    def draw_times(
+        self, schedule: process.Schedule, key: jax.Array, frames: int, is_image: Array
+    ) -> Float[Array, " f"]:
+        """Training times of one batch row in (0, 1]: one draw for a video, one per frame for a stack of images."""
+        if self.times == "uniform" and schedule.discrete:
+            index = jax.random.randint(key, (frames,), 1, process.NUM_TIMESTEPS + 1)
+            return jnp.where(is_image, index, index[0]) / process.NUM_TIMESTEPS
+        if self.times == "uniform":
+            t = 1 - jax.random.uniform(key, (frames,))
+        else:
+            normal = self.times_mean + self.times_std * jax.random.normal(key, (frames,))
+            t = jax.nn.sigmoid(normal) if self.times == "logit_normal" else schedule.time_of(jnp.exp(normal))
+        if schedule.discrete:
+            t = jnp.ceil(t * process.NUM_TIMESTEPS) / process.NUM_TIMESTEPS
+        return jnp.clip(jnp.where(is_image, t, t[0]), schedule.first, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How latents are drawn from a trained denoiser by DDIM.
+    """How latents are drawn from a trained denoiser.
 
     Attributes:
-      steps: network evaluations (two at once with guidance), 1 to 1000.
-      spacing: `trailing` (t = 1 first, then equal strides down to 0) or `linspace` (t = 1 to 1/1000 in equal strides,
-        then 0).
-      eta: 0 is the deterministic DDIM, 1 adds as much noise as ancestral sampling.
+      steps: steps from noise to data, 1 to 1000; each is one network evaluation (two rows at once with guidance), two with
+        `heun` and `flow_heun` except for the last step.
+      solver: `ddim` (Song et al. 2021, with `eta`), `ddpm` (Ho et al. 2020: ddim with eta = 1), `dpmpp_2m`
+        (DPM-Solver++ 2M, Lu et al. 2022), `heun` (EDM's, with `churn`), `flow_euler` and `flow_heun` (along
+        x / (alpha + sigma), the coordinates of flow matching; they take any schedule).
+      spacing: `trailing` (t = 1 first, then equal strides down to 0), `linspace` (t = 1 to the smallest trained t in
+        equal strides, then 0), `leading` (equal strides that end at the smallest trained t and begin below 1) or `karras`
+        (even in (sigma / alpha)^(1/7)).
+      eta: of `ddim`: 0 is deterministic, 1 adds as much noise as ancestral sampling.
+      churn: of `heun` on the edm schedule: S_churn of Karras et al. 2022; 0 is deterministic.
+      churn_range: their (S_tmin, S_tmax), between which noise is added.
+      churn_noise: their S_noise.
       guidance: classifier-free guidance scale; 1 is none, 0 ignores the prompt.
       guidance_schedule: `constant`, or `power_cosine`: 1 at t = 1 rising to `guidance` at t = 0.
       guidance_power: exponent s of the power cosine.
+      guidance_interval: (low, high): outside these times guidance is 1 (Kynkäänniemi et al. 2024).
+      guidance_rescale: 0 to 1: how far the spread of the guided prediction is brought back to that of the conditional one
+        (Lin et al. 2023, equations 15 and 16).
     """
 
     steps: int = 50
-    spacing: Literal["trailing", "linspace"] = "trailing"
+    solver: Solver = "ddim"
+    spacing: Spacing = "trailing"
     eta: float = 0.0
+    churn: float = 0.0
+    churn_range: tuple[float, float] = (0.0, 1e9)
+    churn_noise: float = 1.0
     guidance: float = 1.0
     guidance_schedule: Literal["constant", "power_cosine"] = "constant"
     guidance_power: float = 4.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
 
     def __post_init__(self):
         if not 1 <= self.steps <= process.NUM_TIMESTEPS:
             raise ConfigError(f"steps: {self.steps} is out of range, expected 1 to {process.NUM_TIMESTEPS}")
-        if self.spacing not in ("trailing", "linspace"):
-            raise ConfigError(f"spacing: unknown spacing {self.spacing!r}, expected 'trailing' or 'linspace'")
-        if not 0 <= self.eta <= 1:
-            raise ConfigError(f"eta: {self.eta} is out of range, expected 0 to 1")
-        if self.guidance < 0:
-            raise ConfigError(f"guidance: {self.guidance} is negative, expected 0 or more (1 is no guidance)")
+        _check_choice("solver", self.solver, Solver)
+        _check_choice("spacing", self.spacing, Spacing)
+        for name in ("eta", "guidance_rescale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is out of range, expected 0 to 1")
+        if self.eta and self.solver != "ddim":
+            raise ConfigError(f"eta: {self.eta} is of the solver 'ddim' alone, and the solver is {self.solver!r}")
+        if self.churn and self.solver != "heun":
+            raise ConfigError(f"churn: {self.churn} is of the solver 'heun' alone, and the solver is {self.solver!r}")
+        for name in ("churn", "churn_noise", "guidance"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is negative, expected 0 or more")
         if self.guidance_schedule not in ("constant", "power_cosine"):
             raise ConfigError(
                 f"guidance_schedule: unknown {self.guidance_schedule!r}, expected 'constant' or 'power_cosine'"
             )
         if self.guidance_power <= 0:
             raise ConfigError(f"guidance_power: {self.guidance_power} must be positive")
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise ConfigError(f"guidance_interval: {self.guidance_interval} is not low < high within 0 to 1")
+
+    def check_schedule(self, schedule: process.Schedule) -> None:
+        """Refuses a schedule along which these steps cannot be taken.
+
+        Raises:
+          ConfigError: naming the setting and what would do.
+        """
+        if schedule.has_zero_terminal_snr and self.solver == "heun":
+            raise ConfigError(
+                "solver: 'heun' divides by alpha, which is 0 at t = 1 of this schedule; use 'flow_heun', or zero_terminal_snr=False"
+            )
+        if schedule.has_zero_terminal_snr and self.spacing == "karras":
+            raise ConfigError(
+                "spacing: 'karras' needs a finite sigma / alpha at t = 1, which this schedule has not; use 'trailing'"
+            )
+        if self.churn and not isinstance(schedule, process.EDM):
+            raise ConfigError("churn: only the edm schedule has times of any amount of noise; set it to 0")
+
+
+def _check_choice(name: str, value: str, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise ConfigError(
+            f"{name}: unknown {name.replace('_', ' ')} {value!r}, expected one of {', '.join(get_args(allowed))}"
+        )

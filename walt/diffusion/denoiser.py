@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from walt.config import ConfigError
-from walt.diffusion.process import NUM_TIMESTEPS
 from walt.text.config import TextEncoderConfig
 from walt.text.encoder import TextEncoder
 from walt.transformer.config import TransformerConfig
@@ -34,7 +33,7 @@ class TextCondition(NamedTuple):
 
 
 class Denoiser(nnx.Module):
-    """Predicts (v, noise or x0, as trained) from noisy latents, their times and captions."""
+    """Predicts (v, noise, x0, …, as trained) from noisy latents, their times and captions."""
 
     def __init__(self, transformer: TransformerConfig, text: TextEncoderConfig | None, rngs: nnx.Rngs):
         """`text` None makes an unconditional denoiser.
@@ -56,13 +55,13 @@ class Denoiser(nnx.Module):
     def __call__(
         self,
         x_t: Float[Array, "b f h w c"],
-        t: Float[Array, "b f"],
+        time: Float[Array, "b f"],
         previous_x0: Float[Array, "b f h w c"],
         *,
         is_image: Bool[Array, " b"],
         text: TextCondition | None,
     ) -> Float[Array, "b f h w c"]:
-        """The prediction at times `t` in [0, 1]; `previous_x0` is zeros when there is no estimate, and ignored by a
+        """The prediction for `x_t` and `time` as `process.network_inputs` gives them; `previous_x0` is zeros when there is no estimate, and ignored by a
         denoiser without self-conditioning."""
         inputs = jnp.concatenate([x_t, previous_x0], axis=-1) if self.self_conditioning else x_t
         captions = {}
@@ -73,7 +72,7 @@ class Denoiser(nnx.Module):
                 "caption_index": text.caption_index,
                 "drop_text": text.drop,
             }
-        return self.transformer(inputs, t * NUM_TIMESTEPS, is_image=is_image, **captions).astype(x_t.dtype)
+        return self.transformer(inputs, time, is_image=is_image, **captions).astype(x_t.dtype)
 
 
 def check_fit(transformer: TransformerConfig, text: TextEncoderConfig | None) -> None:

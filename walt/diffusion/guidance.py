@@ -1,12 +1,12 @@
-"""Classifier-free guidance (Ho & Salimans 2022): follow the prompt more than the data does.
+"""Classifier-free guidance (Ho & Salimans 2022): follow the conditions more than the data does.
 
-The guided prediction is null + scale (conditional − null). At fixed x_t every prediction is an affine function of every
-other, so guiding v, noise or x0 is the same.
+The guided prediction is null + scale (conditional − null); with several conditions, each has a scale for what it adds to those
+before it. At fixed x_t every prediction is an affine function of every other, so guiding v, noise or x0 is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from walt.diffusion.configs import SamplerConfig
+from walt.diffusion.process import over_frames
 from walt.diffusion.samplers import Denoise
 
 ConditionalDenoise = Callable[[Array, Array, Array, Any], Array]
@@ -23,11 +24,18 @@ Scale = Callable[[Float[Array, "b f"]], Float[Array, "b f"]]
 def scale_over_time(config: SamplerConfig, strength: Float[Array, ""] | float) -> Scale:
     """The guidance scale w(t) for a `strength` (usually `config.guidance`), as a function of times [B, F].
 
-    Power cosine: w(t) = 1 + (strength − 1) ½ (1 − cos(π (1 − t)^s)), the W.A.L.T ImageNet schedule.
+    Power cosine: w(t) = 1 + (strength − 1) ½ (1 − cos(π (1 − t)^s)), the W.A.L.T ImageNet schedule. Outside
+    `config.guidance_interval` it is 1.
     """
-    if config.guidance_schedule == "constant":
-        return lambda t: jnp.full_like(t, strength)
-    return lambda t: 1 + (strength - 1) * 0.5 * (1 - jnp.cos(jnp.pi * (1 - t) ** config.guidance_power))
+    low, high = config.guidance_interval
+
+    def scale(t: Float[Array, "b f"]) -> Float[Array, "b f"]:
+        risen = jnp.ones_like(t)
+        if config.guidance_schedule == "power_cosine":
+            risen = 0.5 * (1 - jnp.cos(jnp.pi * (1 - t) ** config.guidance_power))
+        return jnp.where((t >= low) & (t <= high), 1 + (strength - 1) * risen, 1.0)
+
+    return scale
 
 
 def unguided(denoise: ConditionalDenoise, condition: Any) -> Denoise:
@@ -35,19 +43,32 @@ def unguided(denoise: ConditionalDenoise, condition: Any) -> Denoise:
     return lambda x_t, t, previous_x0: denoise(x_t, t, previous_x0, condition)
 
 
-def classifier_free(denoise: ConditionalDenoise, condition: Any, null_condition: Any, scale: Scale) -> Denoise:
-    """A `Denoise` that runs both branches as one doubled batch.
+def guided(
+    denoise: ConditionalDenoise, conditions: Sequence[Any], scales: Sequence[Scale], *, rescale: float = 0.0
+) -> Denoise:
+    """A `Denoise` that runs all branches as one batch.
 
-    `denoise(x_t, t, previous_x0, condition)` takes a condition whose arrays lead with the row axis. Both branches see
-    the same previous_x0.
+    Args:
+      denoise: (x_t, t, previous_x0, condition) to a prediction, for a condition whose arrays lead with the row axis. All
+        branches see the same previous_x0.
+      conditions: from that of nothing to that of everything, such as [null, text] or [null, frames, frames and text].
+      scales: one for each step between them, which what this step adds is multiplied by (Brooks et al. 2023, equation 3).
+      rescale: how far the guided prediction gets the spread over each row of the unguided one (Lin et al. 2023, equation 16).
     """
-    conditions = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, null_condition)
+    branches = len(conditions)
+    assert branches == len(scales) + 1 >= 2
+    together = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *conditions)
 
-    def guided(x_t: Array, t: Array, previous_x0: Array) -> Array:
-        x_t2, t2, x0_2 = (jnp.concatenate([x, x]) for x in (x_t, t, previous_x0))
-        with_condition, without = jnp.split(denoise(x_t2, t2, x0_2, conditions), 2)
-        weight = scale(t)
-        weight = weight.reshape(weight.shape + (1,) * (x_t.ndim - weight.ndim))
-        return without + weight * (with_condition - without)
+    def denoise_guided(x_t: Array, t: Array, previous_x0: Array) -> Array:
+        x_each, t_each, x0_each = (jnp.concatenate([x] * branches) for x in (x_t, t, previous_x0))
+        values = jnp.split(denoise(x_each, t_each, x0_each, together), branches)
+        value = values[0]
+        for scale, before, after in zip(scales, values[:-1], values[1:], strict=True):
+            value = value + over_frames(scale(t), x_t) * (after - before)
+        if rescale:
+            axes = tuple(range(1, value.ndim))
+            spread = values[-1].std(axes, keepdims=True) / value.std(axes, keepdims=True)
+            value = value * (1 + rescale * (spread - 1))
+        return value
 
-    return guided
+    return denoise_guided

@@ -24,9 +24,21 @@ def row_losses(
         target = parameterisation.from_x0_and_noise(config.prediction, x0, noise, alpha, sigma)
         return mean_squared_error(value, target)
     estimate, _ = parameterisation.to_x0_and_noise(config.prediction, value, x_t, alpha, sigma)
-    low, high = config.snr_bounds
-    weight = jnp.clip(jnp.square(alpha / sigma), low, high)
-    return mean_squared_error(estimate, x0, weight)
+    return mean_squared_error(estimate, x0, x0_weight(config, jnp.square(alpha / sigma)))
+
+
+def x0_weight(config: DiffusionConfig, snr: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Weight of the squared error of x0 at a signal-to-noise ratio, see `DiffusionConfig.loss_weight`."""
+    match config.loss_weight:
+        case "snr":
+            return jnp.clip(snr, *config.snr_bounds)
+        case "p2":
+            k, gamma = config.p2
+            return snr / (k + snr) ** gamma
+        case "edm":
+            return 1 + snr
+        case "uniform":
+            raise ValueError("the uniform loss is one of the prediction, not of x0")
 
 
 def mean_squared_error(

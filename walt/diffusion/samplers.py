@@ -1,4 +1,4 @@
-"""Drawing latents: DDIM (Song et al. 2021) over a fixed list of times, under one `lax.scan`.
+"""Drawing latents: a solver's steps over a fixed list of times, under one `lax.scan`.
 
 A `Denoise` function maps (x_t, t, previous_x0) to a prediction. `previous_x0` is the estimate of the last step, zeros
 at first, for denoisers trained with self-conditioning; with guidance it is the guided estimate.
@@ -11,22 +11,47 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from walt.config import ConfigError
 from walt.diffusion.configs import SamplerConfig
 from walt.diffusion.parameterisation import Prediction, to_x0_and_noise
 from walt.diffusion.process import NUM_TIMESTEPS, Schedule
+from walt.diffusion.solvers import SOLVERS, Grid, Point
 
 Denoise = Callable[[Array, Array, Array], Array]
+KARRAS_RHO = 7.0
 
 
-def sampling_timesteps(config: SamplerConfig) -> Int[np.ndarray, " steps_plus_1"]:
-    """Table indices from 1000 (noise) down to 0 (data), `steps + 1` of them."""
-    if config.spacing == "trailing":
-        visited = np.round(NUM_TIMESTEPS * np.arange(config.steps, 0, -1) / config.steps)
-    else:
-        visited = np.round(np.linspace(NUM_TIMESTEPS, 1, config.steps))
-    return np.append(visited, 0).astype(np.int32)
+def lay_out(config: SamplerConfig, schedule: Schedule) -> Grid:
+    """The times of a sampler, from noise down to data, `steps + 1` of them.
+
+    Raises:
+      ConfigError: the schedule does not take these steps, or has fewer times than that.
+    """
+    config.check_schedule(schedule)
+    steps, even = config.steps, np.arange(config.steps, 0, -1) / config.steps
+    match config.spacing:
+        case "trailing":
+            t = even
+        case "linspace":
+            t = np.linspace(1, schedule.first, steps)
+        case "leading":
+            t = even - 1 / steps + schedule.first
+            if schedule.discrete:
+                t = np.floor((even - 1 / steps) * NUM_TIMESTEPS + 1e-9) / NUM_TIMESTEPS + schedule.first
+        case "karras":
+            ends = np.array([1.0, schedule.first])
+            highest, lowest = (schedule.sigma(ends) / schedule.alpha(ends)) ** (1 / KARRAS_RHO)
+            t = schedule.time_of(np.linspace(highest, lowest, steps) ** KARRAS_RHO)
+    if schedule.discrete:
+        t = np.round(t * NUM_TIMESTEPS) / NUM_TIMESTEPS
+        if np.any(np.diff(t) >= 0):
+            raise ConfigError(
+                f"spacing: {config.spacing!r} with {steps} steps visits some of the {NUM_TIMESTEPS} times of the schedule twice; "
+                "take fewer steps"
+            )
+    return Grid(np.append(t, 0.0), np.append(schedule.alpha(t), 1.0), np.append(schedule.sigma(t), 0.0))
 
 
 def row_noise(keys: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "b ..."]:
@@ -48,34 +73,26 @@ def sample(
     its neighbours.
 
     `denoise` receives x_t [B, *shape], t [B, F] and previous_x0 [B, *shape], and returns the named prediction;
-    guidance, if any, is already inside it.
+    guidance, if any, is already inside it. Raises `ConfigError` for steps that the schedule does not take.
     """
-    indices = sampling_timesteps(config)
-    alpha, sigma = schedule.alpha_table[indices], schedule.sigma_table[indices]
-    fresh = config.eta * sigma[1:] / sigma[:-1] * np.sqrt(np.maximum(1 - (alpha[:-1] / alpha[1:]) ** 2, 0))
-    steps = {
-        "number": np.arange(1, config.steps + 1),
-        "t": indices[:-1] / NUM_TIMESTEPS,
-        "alpha": alpha[:-1],
-        "sigma": sigma[:-1],
-        "x0_scale": alpha[1:],
-        "noise_scale": np.sqrt(np.maximum(sigma[1:] ** 2 - fresh**2, 0)),
-        "fresh_scale": fresh,
-    }
-    steps = {name: jnp.asarray(value, jnp.int32 if name == "number" else dtype) for name, value in steps.items()}
+    grid = lay_out(config, schedule)
+    numbers, step = SOLVERS[config.solver](grid, schedule, config)
 
-    def step(carry, now):
-        x_t, previous_x0 = carry
-        t = jnp.full((keys.shape[0], shape[0]), now["t"], dtype)
-        value = denoise(x_t, t, previous_x0).astype(dtype)
-        x0, noise = to_x0_and_noise(prediction, value, x_t, now["alpha"], now["sigma"])
-        x_next = now["x0_scale"] * x0 + now["noise_scale"] * noise
-        if config.eta:
-            x_next += now["fresh_scale"] * row_noise(_folded(keys, now["number"]), shape, dtype)
-        return (x_next, x0), None
+    def evaluate(x: Array, previous_x0: Array, at: Point) -> tuple[Array, Array]:
+        value = denoise(x, jnp.full((keys.shape[0], shape[0]), at.t, dtype), previous_x0).astype(dtype)
+        return to_x0_and_noise(prediction, value, x, at.alpha, at.sigma)
 
-    x_1 = row_noise(_folded(keys, 0), shape, dtype)
-    (latents, _), _ = jax.lax.scan(step, (x_1, jnp.zeros_like(x_1)), steps)
+    def advance(carry: tuple[Array, Array], now: tuple) -> tuple[tuple[Array, Array], None]:
+        number, here, after, own = now
+        return step(evaluate, *carry, here, after, own, lambda: row_noise(_folded(keys, number), shape, dtype)), None
+
+    here = Point(*(values[:-1] for values in grid))
+    laid_out = jax.tree.map(lambda values: jnp.asarray(values, dtype), (here, grid.after(), numbers))
+    # What x has of data of unit variance at the first time: 1 where variance is preserved.
+    spread = float(np.hypot(grid.alpha[0], grid.sigma[0]))
+    start = row_noise(_folded(keys, 0), shape, dtype) * spread
+    each = (jnp.arange(1, config.steps + 1), *laid_out)
+    (latents, _), _ = jax.lax.scan(advance, (start, jnp.zeros_like(start)), each)
     return latents
 
 

@@ -49,7 +49,7 @@ class DiffusionTask:
                 "set the rate to 0 or give the transformer the channels"
             )
         self.transformer, self.text, self.diffusion = transformer, text, diffusion
-        self.schedule = diffusion.make_schedule()
+        self.schedule = diffusion.make_schedule(transformer.latent_shape)
         self.denoiser = Functional(lambda rngs: make_denoiser(transformer, text, rngs))
 
     def init(self, key: jax.Array) -> tuple[dict[str, Tree], Tree]:
@@ -101,10 +101,12 @@ class DiffusionTask:
         keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row), 4))(batch["row"])
         time_keys, noise_keys, self_keys, drop_keys = (keys[:, i] for i in range(4))
 
-        t = jax.vmap(process.draw_timesteps, in_axes=(0, None, 0))(time_keys, x0.shape[1], is_image)
+        draw = lambda key, is_image: self.diffusion.draw_times(self.schedule, key, x0.shape[1], is_image)  # noqa: E731
+        t = jax.vmap(draw)(time_keys, is_image)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(noise_keys)
         alpha, sigma = (process.over_frames(table(t), x0) for table in (self.schedule.alpha, self.schedule.sigma))
         x_t = alpha * x0 + sigma * noise
+        seen, time = process.network_inputs(self.schedule, x_t, t)
 
         denoiser = self.denoiser.bind(params, extra)
         text = self._text(denoiser, batch, drop_keys)
@@ -113,11 +115,11 @@ class DiffusionTask:
             # Gradients are stopped at the inputs, not at the result, so that nothing of this pass is kept for the
             # backward pass.
             frozen = self.denoiser.bind(jax.lax.stop_gradient(params), extra)
-            value = frozen(x_t, t, previous_x0, is_image=is_image, text=jax.lax.stop_gradient(text))
+            value = frozen(seen, time, previous_x0, is_image=is_image, text=jax.lax.stop_gradient(text))
             estimate, _ = parameterisation.to_x0_and_noise(self.diffusion.prediction, value, x_t, alpha, sigma)
-            seen = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.self_conditioning_rate))(self_keys)
-            previous_x0 = jnp.where(seen[:, None, None, None, None], estimate, previous_x0)
-        value = denoiser(x_t, t, previous_x0, is_image=is_image, text=text)
+            used = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.self_conditioning_rate))(self_keys)
+            previous_x0 = jnp.where(used[:, None, None, None, None], estimate, previous_x0)
+        value = denoiser(seen, time, previous_x0, is_image=is_image, text=text)
         return loss.row_losses(self.diffusion, value, x_t, x0, noise, alpha, sigma)
 
     def _text(self, denoiser: Any, batch: Batch, keys: jax.Array) -> TextCondition | None:

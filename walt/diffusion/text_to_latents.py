@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from walt.diffusion import guidance
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser, TextCondition
+from walt.diffusion.process import network_inputs
 from walt.diffusion.samplers import sample
 
 Tokens = tuple[Int[Array, "b l"], Bool[Array, "b l"]]
@@ -39,9 +40,11 @@ def text_to_latents(
       negative: (token ids, mask) to steer away from, in place of the learned null text.
     """
     strength = sampler.guidance if strength is None else strength
+    schedule = diffusion.make_schedule(shape)
 
     def denoise(x_t: Array, t: Array, previous_x0: Array, text: TextCondition) -> Array:
-        return denoiser(x_t, t, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), text=text)
+        seen, time = network_inputs(schedule, x_t, t)
+        return denoiser(seen, time, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), text=text)
 
     conditional = _condition(denoiser, captions, shape[0], drop=False)
     if isinstance(strength, (int, float)) and strength == 1:
@@ -49,8 +52,8 @@ def text_to_latents(
     else:
         null = _condition(denoiser, captions if negative is None else negative, shape[0], drop=negative is None)
         scale = guidance.scale_over_time(sampler, strength)
-        step = guidance.classifier_free(denoise, conditional, null, scale)
-    return sample(step, diffusion.make_schedule(), sampler, shape, keys, prediction=diffusion.prediction)
+        step = guidance.guided(denoise, [null, conditional], [scale], rescale=sampler.guidance_rescale)
+    return sample(step, schedule, sampler, shape, keys, prediction=diffusion.prediction)
 
 
 def _condition(denoiser: Denoiser, captions: Tokens, frames: int, drop: bool) -> TextCondition:

@@ -138,6 +138,8 @@ def evaluate_clips(
     if generated is None:
         return EvaluationResult(_card(protocol, seed, heldout, None), reconstruction, recoded)
     nameable = len(heldout.label_names) > 1
+    if not nameable:
+        logging.warning("left out: prompt_accuracy needs real clips of two labels or more")
     nearest, usual = (None, None) if training is None else _nearest(generated, heldout, training)
     return EvaluationResult(
         protocol=_card(protocol, seed, heldout, generated),

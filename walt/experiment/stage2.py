@@ -86,7 +86,7 @@ def _with_autoencoder(experiment: DiffusionExperiment, autoencoder: Bundle) -> D
     if stored != present:
         raise DatasetError(
             f"{data} was encoded by an autoencoder with checksum {str(stored)[:12]}, but {path} has {present[:12]}; "
-            "encode the clips again with `walt prepare latents`"
+            "name theirs with --config.autoencoder_path, or encode the clips again with `walt prepare latents`"
         )
     return dataclasses.replace(experiment, autoencoder_path=whole_path(path), autoencoder_checksum=present)
 
