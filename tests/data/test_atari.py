@@ -68,7 +68,7 @@ def test_a_finished_folder_is_left_alone(small: Path, capsys: pytest.CaptureFixt
 
 def test_a_broken_folder_is_an_error_and_stays(tmp_path: Path) -> None:
     (tmp_path / "train-00000-of-00002.arrayrecord").write_bytes(b"half")
-    with pytest.raises(records.DatasetError, match=r"manifest\.json is missing"):
+    with pytest.raises(records.DatasetError, match="no prepared data set"):
         atari.prepare(atari.AtariConfig(output=str(tmp_path), **SMALL))
     assert [path.name for path in tmp_path.iterdir()] == ["train-00000-of-00002.arrayrecord"]
 

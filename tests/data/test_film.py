@@ -128,7 +128,7 @@ def test_the_same_again(bunny: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(records.DatasetError, match=r"other arguments \(crops 2 -> 3\)"):
         film.prepare(config(bunny, tmp_path / "one", crops=3))
     (tmp_path / "one" / records.MANIFEST).unlink()
-    with pytest.raises(records.DatasetError, match="half written"):
+    with pytest.raises(records.DatasetError, match="no prepared data set"):
         film.prepare(config(bunny, tmp_path / "one"))
 
 

@@ -115,8 +115,6 @@ def test_text_to_latents(params):
     [
         (dataclasses.replace(TRANSFORMER, text_width=16), TEXT, "text_width is 16, but the text encoder's width is 8"),
         (TRANSFORMER, None, "text_width is 8, but the text encoder's width is None"),
-        (dataclasses.replace(TRANSFORMER, in_channels=5), TEXT, "in_channels is 5, expected 4"),
-        (dataclasses.replace(TRANSFORMER, num_classes=10), TEXT, "num_classes"),
     ],
 )
 def test_configs_that_do_not_fit(transformer, text, message):

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from walt.config import ConfigError
+from walt.diffusion.conditions import Conditions
 from walt.diffusion.configs import DiffusionConfig
 from walt.diffusion.task import DiffusionTask
 from walt.text.config import TextEncoderConfig
@@ -42,7 +43,8 @@ class StandIn(nnx.Module):
     def embed_text(self, tokens, mask):
         return self.table[...][tokens] * mask[..., None]
 
-    def __call__(self, x_t, t, previous_x0, *, is_image, text):
+    def __call__(self, x_t, t, previous_x0, *, is_image, conditions):
+        text = conditions.text
         SEEN.append(SimpleNamespace(x_t=x_t, t=t, previous_x0=previous_x0, is_image=is_image, text=text))
         shift = 0.0
         if text is not None:
@@ -113,7 +115,7 @@ def test_self_conditioning_is_drawn_per_row_with_its_rate_and_feeds_the_unclippe
     fed = np.any(np.asarray(second.previous_x0) != 0, axis=(1, 2, 3, 4))
     assert abs(fed.mean() - 0.7) < 0.08
     model = task.denoiser.bind(params, {})
-    v = model(first.x_t, first.t, jnp.zeros_like(first.x_t), is_image=first.is_image, text=first.text)
+    v = model(first.x_t, first.t, jnp.zeros_like(first.x_t), is_image=first.is_image, conditions=Conditions(first.text))
     alpha, sigma = alpha_sigma(task, first.t)
     estimate = alpha * first.x_t - sigma * np.asarray(v)
     np.testing.assert_allclose(np.asarray(second.previous_x0)[fed], estimate[fed], rtol=1e-4, atol=1e-4)
@@ -135,7 +137,7 @@ def test_no_gradient_flows_through_the_self_conditioning_pass():
     def with_constant(params):
         model = task.denoiser.bind(params, {})
         text = call.text._replace(embeddings=model.embed_text(batch["caption_tokens"], batch["caption_mask"]))
-        value = model(call.x_t, call.t, call.previous_x0, is_image=call.is_image, text=text)
+        value = model(call.x_t, call.t, call.previous_x0, is_image=call.is_image, conditions=Conditions(text))
         return jnp.mean((value - target) ** 2)
 
     loss, expected = with_constant(params)

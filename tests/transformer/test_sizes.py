@@ -9,6 +9,13 @@ from walt.transformer import Transformer, TransformerConfig, transformer_flops
 UCF101 = {"latent_shape": (5, 16, 16), "in_channels": 16, "out_channels": 8, "num_classes": 101}
 LARGE = {**UCF101, "width": 1024, "depth": 24, "heads": 16}
 T2V = {"text_width": 2048, "heads": 16}
+FULL = {  # attention over the whole frame, nothing else
+    "spatial_window": (1, 16, 16),
+    "spacetime_window": None,
+    "self_conditioning": False,
+    "qk_norm": False,
+    "relative_bias": False,
+}
 WIDE = {"spatial_window": (1, 16, 28), "spacetime_window": (5, 8, 14)}  # for 9:16
 
 PUBLISHED = {
@@ -36,6 +43,8 @@ PUBLISHED = {
             **WIDE,
             "latent_shape": (5, 64, 112),
             "in_channels": 24,
+            "low_resolution": 2,
+            "scalars": ("low_resolution_time",),
             "out_channels": 8,
             "width": 1024,
             "depth": 24,
@@ -49,6 +58,8 @@ PUBLISHED = {
             **WIDE,
             "latent_shape": (5, 32, 56),
             "in_channels": 24,
+            "low_resolution": 2,
+            "scalars": ("low_resolution_time",),
             "out_channels": 8,
             "width": 1408,
             "depth": 40,
@@ -57,8 +68,48 @@ PUBLISHED = {
         1.3e9,
     ),
     "T2V base": (
-        {**T2V, "latent_shape": (5, 16, 16), "in_channels": 25, "out_channels": 8, "width": 1920, "depth": 52},
+        {
+            **T2V,
+            "latent_shape": (5, 16, 16),
+            "in_channels": 25,
+            "canvas": True,
+            "out_channels": 8,
+            "width": 1920,
+            "depth": 52,
+        },
         3.1e9,
+    ),
+    "DiT-XL/2": (
+        {
+            "latent_shape": (1, 32, 32),
+            "in_channels": 4,
+            "out_channels": 4,
+            "width": 1152,
+            "depth": 28,
+            "heads": 16,
+            "patch": 2,
+            "num_classes": 1000,
+            "adaln": "separate",
+            "position": "sincos",
+            **FULL,
+        },
+        675e6,
+    ),
+    "U-ViT-H/2": (
+        {
+            "latent_shape": (1, 32, 32),
+            "in_channels": 4,
+            "out_channels": 4,
+            "width": 1152,
+            "depth": 29,
+            "heads": 16,
+            "patch": 2,
+            "num_classes": 1000,
+            "adaln": "none",
+            "long_skips": True,
+            **FULL,
+        },
+        501e6,
     ),
 }
 
@@ -79,7 +130,7 @@ def test_flops_are_two_per_parameter_and_token_plus_attention():
 
 
 def test_a_config_survives_its_dictionary():
-    config = TransformerConfig(**PUBLISHED["ImageNet"][0])
+    config = TransformerConfig(**PUBLISHED["U-ViT-H/2"][0])
     assert from_config_dict(TransformerConfig, to_config_dict(config)) == config
 
 
@@ -92,9 +143,16 @@ def test_a_config_survives_its_dictionary():
         ({"spatial_window": (2, 4, 4)}, "spatial_window must span one frame"),
         ({"spacetime_window": (0, 4, 4)}, "spacetime_window must be three positive"),
         ({"latent_shape": (5, 16)}, "latent_shape must be three"),
-        ({"in_channels": 8}, "in_channels must be at least 16"),
+        ({"in_channels": 8}, "in_channels is 8, expected 16: 8 noisy, 8 of self-conditioning"),
+        ({"scalars": ("size",)}, "unknown 'size'"),
+        ({"low_resolution": 2, "in_channels": 24}, "'low_resolution_time' where low_resolution is set"),
+        ({"low_resolution": 3, "in_channels": 24, "scalars": ("low_resolution_time",)}, "low_resolution 3 must divide"),
         ({"width": 0}, "width must be at least 1"),
-        ({"adaln": "none"}, "adaln must be one of shared, lora, separate"),
+        ({"adaln": "some"}, "adaln must be one of shared, lora, separate, none"),
+        ({"adaln": "none"}, "needs spacetime_window=None"),
+        ({"position": "rotary"}, "position must be one of"),
+        ({"long_skips": True}, "makes 12 units"),
+        ({"width": 1026, "heads": 2, "position": "sincos"}, "multiple of 4"),
         ({"remat": "some"}, "remat must be one of"),
         ({"dtype": "float16"}, "dtype must be one of"),
     ],

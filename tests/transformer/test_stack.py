@@ -40,7 +40,7 @@ def test_scan_equals_a_loop_over_layers(inputs):
     looped = np.asarray(x)
     for kernel, bias in zip(kernels, biases, strict=True):
         looped = looped + np.tanh((looped + context["shift"]) @ kernel + bias)
-    np.testing.assert_allclose(run_stack(stack, x, context), looped, atol=1e-5)
+    np.testing.assert_allclose(run_stack(stack, x, context)[0], looped, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
@@ -50,7 +50,7 @@ def test_remat_changes_no_gradient(remat, inputs):
 
     def gradients(policy):
         def loss(states, x, context):
-            return jnp.sum(run_stack(nnx.merge(graph, states), x, context, remat=policy) ** 2)
+            return jnp.sum(run_stack(nnx.merge(graph, states), x, context, remat=policy)[0] ** 2)
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(states, x, context)
 
@@ -63,7 +63,7 @@ def test_the_program_does_not_grow_with_depth(inputs):
 
     def program(count):
         graph, states = nnx.split(nnx.eval_shape(lambda: stack_of(count)))
-        run = jax.jit(lambda states: run_stack(nnx.merge(graph, states), x, context))
+        run = jax.jit(lambda states: run_stack(nnx.merge(graph, states), x, context)[0])
         return len(run.lower(states).as_text().splitlines())
 
     assert program(12) == program(2)

@@ -44,6 +44,12 @@ class DiffusionConfig:
         nothing; any other value costs one extra forward pass of the whole batch per step.
       text_dropout: probability, per caption, of training with the learned null text, which guidance needs (0.1 is our
         choice).
+      class_dropout: the same of class labels, per label.
+      scalar_dropout: the same of each number the model is told.
+      known_rate: probability, per video, of training with its first latent frames known; of a model with a canvas.
+      known_frames: how many they are, each as often: 1 is image to video, 2 is prediction.
+      low_resolution_max_time: noise on low-resolution latents is drawn at times up to this one.
+      class_names: what the classes are called, in the order of their labels; filled in from the data when training starts.
       caption_length: tokens per caption, padded or cut, in training and in sampling.
     """
 
@@ -60,6 +66,12 @@ class DiffusionConfig:
     p2: tuple[float, float] = (1.0, 1.0)
     self_conditioning_rate: float = 0.9
     text_dropout: float = 0.1
+    class_dropout: float = 0.1
+    scalar_dropout: float = 0.1
+    known_rate: float = 0.25
+    known_frames: tuple[int, ...] = (1, 2)
+    low_resolution_max_time: float = 0.3
+    class_names: tuple[str, ...] = ()
     caption_length: int = 24
 
     def __post_init__(self):
@@ -70,9 +82,14 @@ class DiffusionConfig:
         parameterisation.check_pair(self.prediction, schedule)
         _check_choice("times", self.times, TimeDistribution)
         self._check_loss_weight(schedule)
-        for name in ("self_conditioning_rate", "text_dropout"):
+        rates = ("self_conditioning_rate", "text_dropout", "class_dropout", "scalar_dropout", "known_rate")
+        for name in (*rates, "low_resolution_max_time"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not a probability, expected 0 to 1")
+        if not self.known_frames or min(self.known_frames) < 1:
+            raise ConfigError(
+                f"known_frames: {self.known_frames} must be numbers of frames, at least one, each at least 1"
+            )
         if self.caption_length < 1:
             raise ConfigError(f"caption_length: {self.caption_length} is too short, expected at least 1 token")
 
@@ -142,6 +159,7 @@ class SamplerConfig:
       churn_range: their (S_tmin, S_tmax), between which noise is added.
       churn_noise: their S_noise.
       guidance: classifier-free guidance scale; 1 is none, 0 ignores the prompt.
+      known_guidance: the same for known latents, beside that for the prompt; 1 costs nothing, another value a third branch.
       guidance_schedule: `constant`, or `power_cosine`: 1 at t = 1 rising to `guidance` at t = 0.
       guidance_power: exponent s of the power cosine.
       guidance_interval: (low, high): outside these times guidance is 1 (Kynkäänniemi et al. 2024).
@@ -157,6 +175,7 @@ class SamplerConfig:
     churn_range: tuple[float, float] = (0.0, 1e9)
     churn_noise: float = 1.0
     guidance: float = 1.0
+    known_guidance: float = 1.0
     guidance_schedule: Literal["constant", "power_cosine"] = "constant"
     guidance_power: float = 4.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -174,7 +193,7 @@ class SamplerConfig:
             raise ConfigError(f"eta: {self.eta} is of the solver 'ddim' alone, and the solver is {self.solver!r}")
         if self.churn and self.solver != "heun":
             raise ConfigError(f"churn: {self.churn} is of the solver 'heun' alone, and the solver is {self.solver!r}")
-        for name in ("churn", "churn_noise", "guidance"):
+        for name in ("churn", "churn_noise", "guidance", "known_guidance"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is negative, expected 0 or more")
         if self.guidance_schedule not in ("constant", "power_cosine"):

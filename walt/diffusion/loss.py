@@ -17,14 +17,16 @@ def row_losses(
     noise: Float[Array, "b f ..."],
     alpha: Float[Array, "b f ..."],
     sigma: Float[Array, "b f ..."],
+    counted: Float[Array, "b f ..."] | None = None,
 ) -> Float[Array, " b"]:
-    """Loss of each row for the predicted `value`, by `config.loss_weight`. Rows never mix: the mean over a batch may be taken
-    in any split."""
+    """Loss of each row for the predicted `value`, by `config.loss_weight`: the mean over what is `counted` (1, and 0 for what
+    the network was shown). Rows never mix: the mean over a batch may be taken in any split."""
+    share = 1.0 if counted is None else counted / counted.mean(tuple(range(1, counted.ndim)), keepdims=True)
     if config.loss_weight == "uniform":
         target = parameterisation.from_x0_and_noise(config.prediction, x0, noise, alpha, sigma)
-        return mean_squared_error(value, target)
+        return mean_squared_error(value, target, share)
     estimate, _ = parameterisation.to_x0_and_noise(config.prediction, value, x_t, alpha, sigma)
-    return mean_squared_error(estimate, x0, x0_weight(config, jnp.square(alpha / sigma)))
+    return mean_squared_error(estimate, x0, share * x0_weight(config, jnp.square(alpha / sigma)))
 
 
 def x0_weight(config: DiffusionConfig, snr: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 
 from walt.config import ConfigError
 from walt.diffusion import loss, parameterisation, process
+from walt.diffusion.conditions import TextCondition, draw_conditions
 from walt.diffusion.configs import DiffusionConfig
-from walt.diffusion.denoiser import Denoiser, TextCondition
+from walt.diffusion.denoiser import Denoiser
 from walt.text.config import TextEncoderConfig
 from walt.training.module import Functional
 from walt.training.state import TrainState
@@ -48,6 +49,11 @@ class DiffusionTask:
                 f"diffusion.self_conditioning_rate is {diffusion.self_conditioning_rate}, but transformer.self_conditioning is False; "
                 "set the rate to 0 or give the transformer the channels"
             )
+        if transformer.canvas and max(diffusion.known_frames) >= transformer.latent_shape[0]:
+            raise ConfigError(
+                f"diffusion.known_frames is {diffusion.known_frames}, but a video has {transformer.latent_shape[0]} latent frames: "
+                "some must be left to generate"
+            )
         self.transformer, self.text, self.diffusion = transformer, text, diffusion
         self.schedule = diffusion.make_schedule(transformer.latent_shape)
         self.denoiser = Functional(lambda rngs: make_denoiser(transformer, text, rngs))
@@ -73,7 +79,7 @@ class DiffusionTask:
         return {"loss": jnp.mean(self.row_losses(params["model"], extra, batch, key))}
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One row: latents and, if the model has text, one caption slot per latent frame."""
+        """One row: latents and what the model is told; of captions, one slot per latent frame."""
         frames, height, width = self.transformer.latent_shape
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "latents": ((frames, height, width, self.transformer.out_channels), jnp.float32),
@@ -84,6 +90,13 @@ class DiffusionTask:
             shapes["caption_tokens"] = ((frames, self.diffusion.caption_length), jnp.int32)
             shapes["caption_mask"] = ((frames, self.diffusion.caption_length), jnp.bool_)
             shapes["caption_index"] = ((frames,), jnp.int32)
+        if self.transformer.num_classes is not None:
+            shapes["class_label"] = ((frames,), jnp.int32)
+        if "fps" in self.transformer.scalars:
+            shapes["fps"] = ((), jnp.float32)
+        if self.transformer.low_resolution is not None:
+            small = (frames, height // self.transformer.low_resolution, width // self.transformer.low_resolution)
+            shapes["low_resolution"] = ((*small, self.transformer.out_channels), jnp.float32)
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
     def row_cost(self) -> RowCost:
@@ -98,7 +111,8 @@ class DiffusionTask:
     def row_losses(self, params: Tree, extra: Tree, batch: Batch, key: jax.Array) -> Float[Array, " b"]:
         """The loss of every row: noise its latents, predict, compare."""
         x0, is_image = batch["latents"], batch["is_image"]
-        keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row), 4))(batch["row"])
+        row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
+        keys = jax.vmap(lambda key: jax.random.split(key, 4))(row_keys)
         time_keys, noise_keys, self_keys, drop_keys = (keys[:, i] for i in range(4))
 
         draw = lambda key, is_image: self.diffusion.draw_times(self.schedule, key, x0.shape[1], is_image)  # noqa: E731
@@ -109,18 +123,19 @@ class DiffusionTask:
         seen, time = process.network_inputs(self.schedule, x_t, t)
 
         denoiser = self.denoiser.bind(params, extra)
-        text = self._text(denoiser, batch, drop_keys)
+        conditions = draw_conditions(self.transformer, self.diffusion, self.schedule, batch, row_keys)
+        conditions = conditions._replace(text=self._text(denoiser, batch, drop_keys))
         previous_x0 = jnp.zeros_like(x0)
         if self.diffusion.self_conditioning_rate > 0:
             # Gradients are stopped at the inputs, not at the result, so that nothing of this pass is kept for the
             # backward pass.
             frozen = self.denoiser.bind(jax.lax.stop_gradient(params), extra)
-            value = frozen(seen, time, previous_x0, is_image=is_image, text=jax.lax.stop_gradient(text))
+            value = frozen(seen, time, previous_x0, is_image=is_image, conditions=jax.lax.stop_gradient(conditions))
             estimate, _ = parameterisation.to_x0_and_noise(self.diffusion.prediction, value, x_t, alpha, sigma)
             used = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.self_conditioning_rate))(self_keys)
             previous_x0 = jnp.where(used[:, None, None, None, None], estimate, previous_x0)
-        value = denoiser(seen, time, previous_x0, is_image=is_image, text=text)
-        return loss.row_losses(self.diffusion, value, x_t, x0, noise, alpha, sigma)
+        value = denoiser(seen, time, previous_x0, is_image=is_image, conditions=conditions)
+        return loss.row_losses(self.diffusion, value, x_t, x0, noise, alpha, sigma, conditions.counted())
 
     def _text(self, denoiser: Any, batch: Batch, keys: jax.Array) -> TextCondition | None:
         if self.text is None:

@@ -1,4 +1,4 @@
-"""From captions to latents: the one path by which the pipeline and the evaluators of a training run sample."""
+"""From prompts to latents: the one path by which the pipeline and the evaluators of a training run sample."""
 
 from __future__ import annotations
 
@@ -7,60 +7,78 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from walt.diffusion import guidance
+from walt.diffusion.conditions import Conditions, TextCondition
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
-from walt.diffusion.denoiser import Denoiser, TextCondition
+from walt.diffusion.denoiser import Denoiser
 from walt.diffusion.process import network_inputs
 from walt.diffusion.samplers import sample
 
 Tokens = tuple[Int[Array, "b l"], Bool[Array, "b l"]]
+Prompts = Tokens | Int[Array, " b"]
+"""Captions as (token ids, mask), or class labels; one per video."""
 
 
 def text_to_latents(
     denoiser: Denoiser,
-    captions: Tokens,
+    prompts: Prompts,
     keys: jax.Array,
     shape: tuple[int, ...],
     diffusion: DiffusionConfig,
     sampler: SamplerConfig,
     *,
     strength: Float[Array, ""] | float | None = None,
-    negative: Tokens | None = None,
+    negative: Prompts | None = None,
+    given: Conditions | None = None,
 ) -> Float[Array, "b f h w c"]:
-    """One video's latents of `shape` (F, h, w, c) per caption.
+    """One video's latents of `shape` (F, h, w, c) per prompt.
 
     Args:
       denoiser: bound to its parameters.
-      captions: (token ids, mask), one row per video.
-      keys: one random key per video; a video depends on its own key and caption only.
+      prompts: captions, or labels for a model of classes.
+      keys: one random key per video; a video depends on its own key and conditions only.
       shape: latents of one video.
       diffusion: what the denoiser was trained with.
-      sampler: steps, spacing, guidance.
+      sampler: steps, solver, guidance.
       strength: replaces `sampler.guidance`; may be a traced scalar, so that one compiled program serves every strength.
         A Python number 1 skips the unconditional branch, and with it half of the work.
-      negative: (token ids, mask) to steer away from, in place of the learned null text.
+      negative: prompts to steer away from, in place of the learned null text or of no class.
+      given: all other conditions: known latents, low resolution, scalars. Guidance leaves them in, except that
+        `sampler.known_guidance` other than 1 adds a branch without the known latents.
     """
     strength = sampler.guidance if strength is None else strength
-    schedule = diffusion.make_schedule(shape)
+    schedule, frames = diffusion.make_schedule(shape), shape[0]
+    given = Conditions() if given is None else given
 
-    def denoise(x_t: Array, t: Array, previous_x0: Array, text: TextCondition) -> Array:
+    def denoise(x_t: Array, t: Array, previous_x0: Array, conditions: Conditions) -> Array:
         seen, time = network_inputs(schedule, x_t, t)
-        return denoiser(seen, time, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), text=text)
+        return denoiser(seen, time, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), conditions=conditions)
 
-    conditional = _condition(denoiser, captions, shape[0], drop=False)
+    conditional = _prompted(denoiser, given, prompts, frames, drop=False)
     if isinstance(strength, (int, float)) and strength == 1:
         step = guidance.unguided(denoise, conditional)
     else:
-        null = _condition(denoiser, captions if negative is None else negative, shape[0], drop=negative is None)
-        scale = guidance.scale_over_time(sampler, strength)
-        step = guidance.guided(denoise, [null, conditional], [scale], rescale=sampler.guidance_rescale)
+        null = _prompted(denoiser, given, prompts if negative is None else negative, frames, drop=negative is None)
+        branches, scales = [null, conditional], [guidance.scale_over_time(sampler, strength)]
+        if given.known is not None and given.known_mask is not None and sampler.known_guidance != 1:
+            nothing = null._replace(known=jnp.zeros_like(given.known), known_mask=jnp.zeros_like(given.known_mask))
+            branches.insert(0, nothing)
+            scales.insert(0, guidance.scale_over_time(sampler, sampler.known_guidance))
+        step = guidance.guided(denoise, branches, scales, rescale=sampler.guidance_rescale)
     return sample(step, schedule, sampler, shape, keys, prediction=diffusion.prediction)
 
 
-def _condition(denoiser: Denoiser, captions: Tokens, frames: int, drop: bool) -> TextCondition:
-    tokens, mask = (array[:, None] for array in captions)
-    return TextCondition(
+def _prompted(denoiser: Denoiser, given: Conditions, prompts: Prompts, frames: int, drop: bool) -> Conditions:
+    """The conditions with these prompts in them, or with none in their place."""
+    if not isinstance(prompts, tuple):
+        none = denoiser.config.num_classes
+        assert none is not None  # labels are for models of classes
+        labels = jnp.full_like(prompts, none) if drop else prompts
+        return given._replace(class_label=jnp.broadcast_to(labels[:, None], (labels.shape[0], frames)))
+    tokens, mask = (array[:, None] for array in prompts)
+    text = TextCondition(
         embeddings=denoiser.embed_text(tokens, mask),
         mask=mask,
         caption_index=jnp.zeros((tokens.shape[0], frames), jnp.int32),
         drop=jnp.full((tokens.shape[0], 1), drop),
     )
+    return given._replace(text=text)

@@ -74,7 +74,7 @@ class WindowAttention(Attention):
     def __init__(self, config: TransformerConfig, window: Size3, rngs: nnx.Rngs):
         super().__init__(config, rngs)
         self.largest = window
-        self.relative_bias = RelativePositionBias(window, config.heads, rngs)
+        self.relative_bias = RelativePositionBias(window, config.heads, rngs) if config.relative_bias else None
 
     def __call__(
         self, x: Float[Array, "B T H W d"], *, identity: Bool[Array, " B"] | None = None
@@ -84,7 +84,8 @@ class WindowAttention(Attention):
         query, key, value = (windows.split(y, self.heads) for y in (self.queries(x), self.keys(x), self.value(x)))
         real = windows.token_mask()
         mask = None if real is None else jnp.asarray(real)[None, None, :, None, :]
-        mixed = attend(query, key, value, bias=self.relative_bias(windows.window)[None, :, None], mask=mask)
+        bias = None if self.relative_bias is None else self.relative_bias(windows.window)[None, :, None]
+        mixed = attend(query, key, value, bias=bias, mask=mask)
         if identity is not None:
             mixed = jnp.where(identity[:, None, None, None, None], value, mixed)
         return self.out(windows.merge(mixed))

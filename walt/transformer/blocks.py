@@ -1,10 +1,12 @@
-"""One transformer layer, and the pair of a spatial and a spatiotemporal layer that the stack repeats."""
+"""One transformer layer, and the unit that the stack repeats: a spatial and a spatiotemporal layer, or one layer."""
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -15,7 +17,7 @@ from walt.transformer.layers import Linear, layer_norm
 
 
 class Context(NamedTuple):
-    """What every layer sees beside the tokens. `G` is 1 or F; `shared_modulation` is None for separate AdaLN, `text` without text conditioning."""
+    """What every layer sees beside the tokens. `G` is 1 or F; `shared_modulation` is None unless layers share one, `text` without cross-attention."""
 
     condition: Float[Array, "B F d"]
     shared_modulation: Float[Array, "B F m"] | None
@@ -41,7 +43,8 @@ class Layer(nnx.Module):
     def __init__(self, config: TransformerConfig, window: Size3, rngs: nnx.Rngs):
         self.modulation = LayerModulation(config, rngs)
         self.attention = WindowAttention(config, window, rngs)
-        self.cross_attention = None if config.text_width is None else CrossAttention(config, rngs)
+        reads = config.text_width is not None and config.adaln != "none"  # else text stands among the tokens
+        self.cross_attention = CrossAttention(config, rngs) if reads else None
         self.mlp = MLP(config, rngs)
         self.spans_time = window[0] > 1
 
@@ -57,12 +60,20 @@ class Layer(nnx.Module):
 
 
 class Pair(nnx.Module):
-    """A spatial layer, then a spatiotemporal one: the unit of the stack and of rematerialisation."""
+    """A spatial layer, then a spatiotemporal one if there are any: the unit of the stack and of rematerialisation."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.spatial = Layer(config, config.spatial_window, rngs)
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, *, joins: bool = False):
+        """`joins`: takes a long skip, as U-ViT's second half does, through a map of both streams side by side."""
+        self.join = Linear(2 * config.width, config.width, rngs, dtype=config.dtype) if joins else None
+        window = config.spatial_window if config.adaln != "none" else (1, 1, sys.maxsize)  # one row: see `Transformer`
+        self.spatial = Layer(config, window, rngs)
         self.spacetime = None if config.spacetime_window is None else Layer(config, config.spacetime_window, rngs)
 
-    def __call__(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:
+    def __call__(
+        self, x: Float[Array, "B F h w d"], context: Context, skip: Float[Array, "B F h w d"] | None = None
+    ) -> Float[Array, "B F h w d"]:
+        if self.join is not None:
+            assert skip is not None
+            x = self.join(jnp.concatenate([x, skip], axis=-1))
         x = self.spatial(x, context)
         return x if self.spacetime is None else self.spacetime(x, context)

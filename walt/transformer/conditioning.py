@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from walt.transformer.config import TransformerConfig
+from walt.transformer.config import SCALARS, TransformerConfig
 from walt.transformer.layers import Linear, layer_norm, small_normal, zeros
 
 TIMESTEP_FEATURES = 256
@@ -27,8 +29,29 @@ def sinusoidal_features(
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+class ScalarEmbedding(nnx.Module):
+    """A number per frame as a vector, through sinusoid and MLP; a learned vector where it is not told (NaN).
+
+    The time of noise on low-resolution latents is always told.
+    """
+
+    def __init__(self, name: str, config: TransformerConfig, rngs: nnx.Rngs):
+        width, dtype = config.width, config.wide_dtype
+        self.factor = SCALARS[name]
+        self.inner = Linear(TIMESTEP_FEATURES, width, rngs, dtype=dtype, initializer=small_normal)
+        self.outer = Linear(width, width, rngs, dtype=dtype, initializer=small_normal)
+        optional = name != "low_resolution_time"
+        self.untold = nnx.Param(small_normal(rngs.params(), (width,), jnp.float32)) if optional else None
+
+    def __call__(self, value: Float[Array, "B F"]) -> Float[Array, "B F d"]:
+        told = ~jnp.isnan(value)
+        features = sinusoidal_features(jnp.where(told, value, 0.0) * self.factor)
+        vector = self.outer(jax.nn.silu(self.inner(features)))
+        return vector if self.untold is None else jnp.where(told[..., None], vector, self.untold[...])
+
+
 class Conditioning(nnx.Module):
-    """Timestep (sinusoid and MLP) plus optional class embedding, one vector per latent frame; and the modulation map shared by all layers.
+    """Timestep (sinusoid and MLP), class and scalars, one vector per latent frame each; and the modulation map shared by all layers.
 
     Runs in at least float32 whatever the compute dtype: it is small, and timesteps up to 1000 do not survive bfloat16.
     """
@@ -44,36 +67,39 @@ class Conditioning(nnx.Module):
             if config.num_classes is None
             else nnx.Param(small_normal(rngs.params(), (config.num_classes + 1, width), jnp.float32))
         )
-        self.modulation = (
-            None
-            if config.adaln == "separate"
-            else Linear(width, MODULATIONS * width, rngs, dtype=dtype, initializer=zeros)
-        )
+        self.scalars = nnx.Dict({name: ScalarEmbedding(name, config, rngs) for name in config.scalars})
+        shares = config.adaln in ("shared", "lora")
+        self.modulation = Linear(width, MODULATIONS * width, rngs, dtype=dtype, initializer=zeros) if shares else None
 
     def __call__(
         self,
         timestep: Float[Array, "B F"],
-        class_label: Int[Array, "B F"] | None,
-        drop_class: Bool[Array, "B F"] | None,
-    ) -> Float[Array, "B F d"]:
-        condition = self.timestep_out(jax.nn.silu(self.timestep_in(sinusoidal_features(timestep))))
+        class_label: Int[Array, "B F"] | None = None,
+        drop_class: Bool[Array, "B F"] | None = None,
+        scalars: Mapping[str, Float[Array, "B F"]] = MappingProxyType({}),
+    ) -> tuple[Float[Array, "B F d"], ...]:
+        """The vector of each condition: of the time, of the class if there are classes, of the scalars."""
+        conditions = [self.timestep_out(jax.nn.silu(self.timestep_in(sinusoidal_features(timestep))))]
         if self.class_table is not None and self.num_classes is not None:
             if class_label is None:
                 class_label = jnp.full(timestep.shape, self.num_classes)
             if drop_class is not None:
                 class_label = jnp.where(drop_class, self.num_classes, class_label)
-            condition = condition + self.class_table[...][class_label]
-        return condition
+            conditions.append(self.class_table[...][class_label])
+        untold = jnp.full(timestep.shape, jnp.nan, timestep.dtype)
+        conditions += [embed(scalars.get(name, untold)) for name, embed in self.scalars.items()]
+        return tuple(conditions)
 
     def shared_modulation(self, condition: Float[Array, "B F d"]) -> Float[Array, "B F m"] | None:
-        """A_1 of AdaLN-LoRA, `[B, F, 6d]`; None for separate AdaLN."""
+        """A_1 of AdaLN-LoRA, `[B, F, 6d]`; None where layers share nothing."""
         return None if self.modulation is None else self.modulation(jax.nn.silu(condition))
 
 
 class LayerModulation(nnx.Module):
-    """Shift, scale and gate of one layer: A_i = A_1 + W_b W_a (c + t) (W.A.L.T's AdaLN-LoRA), or A_1 itself, or an own map.
+    """Shift, scale and gate of one layer: A_i = A_1 + W_b W_a (c + t) (W.A.L.T's AdaLN-LoRA), or A_1 itself, or an own map; or, where
+    conditions are tokens, learned vectors and no gates.
 
-    Zero-initialised, gates included, so that every layer starts as the identity.
+    Maps are zero-initialised, gates included, so that every layer starts as the identity.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
@@ -82,10 +108,14 @@ class LayerModulation(nnx.Module):
         self.own = Linear(width, size, rngs, dtype=dtype, initializer=zeros) if separate else None
         self.down = Linear(width, rank, rngs, dtype=dtype, bias=False) if low_rank else None
         self.up = Linear(rank, size, rngs, dtype=dtype, bias=False, initializer=zeros) if low_rank else None
+        self.affine = nnx.Param(jnp.zeros((4, width), jnp.float32)) if config.adaln == "none" else None
 
     def __call__(
         self, condition: Float[Array, "B F d"], shared: Float[Array, "B F m"] | None
     ) -> tuple[Float[Array, "B F 1 1 d"], ...]:
+        if self.affine is not None:
+            shift, scale, mlp_shift, mlp_scale = self.affine[...]
+            return shift, scale, jnp.ones(()), mlp_shift, mlp_scale, jnp.ones(())
         if self.own is not None:
             modulation = self.own(jax.nn.silu(condition))
         else:
@@ -130,3 +160,7 @@ class TextConditioning(nnx.Module):
             embeddings = jnp.take_along_axis(embeddings, caption_index[:, :, None, None], axis=1)
             mask = jnp.take_along_axis(mask, caption_index[:, :, None], axis=1)
         return layer_norm(self.projection(embeddings)), mask
+
+    def null(self) -> Float[Array, " d"]:
+        """The null text in token width."""
+        return layer_norm(self.projection(self.null_text[...]))

@@ -1,4 +1,4 @@
-"""The one configuration of the denoising transformer: every model of the paper, and the mini, is a value of it."""
+"""The one configuration of the denoising transformer: every model of the paper, DiT, U-ViT and the mini are values of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Literal
 from walt.config import ConfigError
 
 Size3 = tuple[int, int, int]
+SCALARS = {"fps": 10.0, "motion": 1000.0, "low_resolution_time": 1000.0}
+"""Numbers a model can be told, and what each is multiplied by to lie between 0 and about 1000, like a timestep. `fps`: frames per second of the
+pixels; `motion`: mean absolute change between latent frames; `low_resolution_time`: t of the noise on low-resolution latents."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,21 @@ class TransformerConfig:
         patch: side of the square patch; a patch never spans frames.
         spatial_window: `(1, h, w)` in tokens; clipped to the token grid where larger.
         spacetime_window: `(t, h, w)` in tokens; None makes every layer spatial (the ImageNet model).
-        adaln: "shared" (one map for all layers), "lora" (shared plus a low-rank term per layer) or "separate" (one map per layer).
+        adaln: how time and class act: through adaptive layer norms, "shared" (one map for all layers), "lora" (shared plus a low-rank term
+            per layer) or "separate" (one map per layer, as in DiT); or "none": layer norms with learned scale and offset, and time, class
+            and text stand as tokens beside the patches of every frame, which are all in one window (U-ViT).
         lora_rank: rank of the term of "lora".
         text_width: width of the text embeddings; None builds no cross-attention.
         num_classes: number of class labels; None builds no class table.
         self_conditioning: whether `in_channels` includes a previous estimate of the clean latents (`out_channels` more of them).
+        canvas: whether they include clean latents that are known, zero elsewhere, and the mask of where (`out_channels` + 1 more).
+        low_resolution: factor s of a super-resolution model: they include latents of height/s x width/s, brought to full size by a convolution
+            and depth-to-space (`out_channels` more); None for none.
+        scalars: numbers per frame that the model can be told, each by an embedding of its own: any of SCALARS.
+        position: "learned" tables, or "sincos": fixed sines and cosines, as in DiT.
+        relative_bias: whether attention has Swin's relative position bias.
+        long_skips: joins the output of the i-th unit (a layer, or an S/ST pair) to the input of the i-th unit from the end, as in U-ViT; the
+            number of units is then odd.
         dtype: dtype of the computation; parameters are float32, norms and softmax at least float32.
         remat: what the backward pass recomputes within each S/ST pair: "none", "full" (all of it) or "dots" (all but products with weights).
     """
@@ -40,13 +53,19 @@ class TransformerConfig:
     patch: int = 1
     spatial_window: Size3 = (1, 16, 16)
     spacetime_window: Size3 | None = (5, 8, 8)
-    adaln: Literal["shared", "lora", "separate"] = "lora"
+    adaln: Literal["shared", "lora", "separate", "none"] = "lora"
     lora_rank: int = 2
     text_width: int | None = None
     num_classes: int | None = None
     mlp_ratio: int = 4
     qk_norm: bool = True
     self_conditioning: bool = True
+    canvas: bool = False
+    low_resolution: int | None = None
+    scalars: tuple[str, ...] = ()
+    position: Literal["learned", "sincos"] = "learned"
+    relative_bias: bool = True
+    long_skips: bool = False
     dtype: Literal["bfloat16", "float32", "float64"] = "float32"
     remat: Literal["none", "full", "dots"] = "none"
 
@@ -54,6 +73,7 @@ class TransformerConfig:
         self._check_sizes()
         self._check_windows()
         self._check_choices()
+        self._check_backbone()
 
     def _check_sizes(self) -> None:
         for name in (
@@ -67,6 +87,7 @@ class TransformerConfig:
             "mlp_ratio",
             "text_width",
             "num_classes",
+            "low_resolution",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -81,11 +102,11 @@ class TransformerConfig:
             )
         if self.width % self.heads:
             raise ConfigError(f"transformer.heads {self.heads} must divide width {self.width}")
-        needed = self.out_channels * (2 if self.self_conditioning else 1)
-        if self.in_channels < needed:
+        parts = self.channel_parts()
+        if self.in_channels != sum(parts.values()):
+            listed = ", ".join(f"{count} {name}" for name, count in parts.items())
             raise ConfigError(
-                f"transformer.in_channels must be at least {needed} for out_channels {self.out_channels} with self_conditioning "
-                f"{self.self_conditioning}, got {self.in_channels}"
+                f"transformer.in_channels is {self.in_channels}, expected {sum(parts.values())}: {listed}"
             )
 
     def _check_windows(self) -> None:
@@ -104,7 +125,8 @@ class TransformerConfig:
 
     def _check_choices(self) -> None:
         choices = {
-            "adaln": ("shared", "lora", "separate"),
+            "adaln": ("shared", "lora", "separate", "none"),
+            "position": ("learned", "sincos"),
             "dtype": ("bfloat16", "float32", "float64"),
             "remat": ("none", "full", "dots"),
         }
@@ -113,6 +135,48 @@ class TransformerConfig:
                 raise ConfigError(
                     f"transformer.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
+
+    def _check_backbone(self) -> None:
+        for name in self.scalars:
+            if name not in SCALARS:
+                raise ConfigError(f"transformer.scalars: unknown {name!r}, expected any of {', '.join(SCALARS)}")
+        if (self.low_resolution is not None) != ("low_resolution_time" in self.scalars):
+            raise ConfigError(
+                "transformer.scalars must have 'low_resolution_time' where low_resolution is set, and only there"
+            )
+        if self.low_resolution is not None and any(side % self.low_resolution for side in self.latent_shape[1:]):
+            raise ConfigError(
+                f"transformer.low_resolution {self.low_resolution} must divide the height and width of latent_shape {self.latent_shape}"
+            )
+        if self.long_skips and self.units % 2 == 0:
+            raise ConfigError(
+                f"transformer.depth {self.depth} makes {self.units} units, but long_skips needs an odd number: one in the middle"
+            )
+        whole = all(side >= grid for side, grid in zip(self.spatial_window[1:], self.grid[1:], strict=True))
+        if self.adaln == "none" and (self.spacetime_window is not None or not whole or self.relative_bias):
+            raise ConfigError(
+                'transformer.adaln "none" puts tokens beside the patches of a frame, so it needs spacetime_window=None, a spatial_window of the '
+                f"whole grid {self.grid[1:]}, and relative_bias=False"
+            )
+        if self.position == "sincos" and self.width % 4:
+            raise ConfigError(f'transformer.position "sincos" needs a width that is a multiple of 4, got {self.width}')
+
+    def channel_parts(self) -> dict[str, int]:
+        """What lies on the channel axis of the input, in order."""
+        parts = {"noisy": self.out_channels}
+        if self.self_conditioning:
+            parts["of self-conditioning"] = self.out_channels
+        if self.canvas:
+            parts["known"] = self.out_channels
+            parts["of their mask"] = 1
+        if self.low_resolution is not None:
+            parts["of low resolution"] = self.out_channels
+        return parts
+
+    @property
+    def units(self) -> int:
+        """What the stack repeats: S/ST pairs, or layers where all are spatial."""
+        return self.depth if self.spacetime_window is None else self.depth // 2
 
     @property
     def wide_dtype(self) -> Literal["float32", "float64"]:

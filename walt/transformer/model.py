@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,32 +18,58 @@ from walt.transformer.stack import init_stack, run_stack
 
 
 class PositionTables(nnx.Module):
-    """Learned positions: one table over the token grid of a frame, one over frames, summed."""
+    """Positions: one table over the token grid of a frame, one over frames, summed; learned, or fixed sines and cosines."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.grid, self.width = config.grid, config.width
         frames, height, width = config.grid
-        self.spatial = nnx.Param(small_normal(rngs.params(), (height, width, config.width), jnp.float32))
-        self.temporal = nnx.Param(small_normal(rngs.params(), (frames, config.width), jnp.float32))
+        learned = config.position == "learned"
+        self.spatial = (
+            nnx.Param(small_normal(rngs.params(), (height, width, config.width), jnp.float32)) if learned else None
+        )
+        self.temporal = nnx.Param(small_normal(rngs.params(), (frames, config.width), jnp.float32)) if learned else None
 
     def __call__(self, frames: int, is_image: Bool[Array, " B"]) -> Float[Array, "B F h w d"]:
         """Every slot of an image row has the temporal entry of frame 0."""
-        temporal = self.temporal[...][:frames]
+        spatial, temporal = self._tables()
+        temporal = temporal[:frames]
         temporal = jnp.where(is_image[:, None, None], temporal[0], temporal)
-        return self.spatial[...] + temporal[:, :, None, None, :]
+        return spatial + temporal[:, :, None, None, :]
+
+    def _tables(self) -> tuple[Float[Array, "h w d"], Float[Array, "F d"]]:
+        if self.spatial is not None and self.temporal is not None:
+            return self.spatial[...], self.temporal[...]
+        features = (self.width, self.width // 2, self.width // 2)
+        frames, height, width = (sines(size, width) for size, width in zip(self.grid, features, strict=True))
+        columns, rows = jnp.broadcast_arrays(width[None], height[:, None])  # half of the features for each, as in DiT
+        return jnp.concatenate([columns, rows], axis=-1), frames
+
+
+def sines(positions: int, features: int) -> Float[Array, "positions features"]:
+    """Sines and cosines of whole positions at wavelengths 2π to 20000π."""
+    angles = jnp.arange(positions)[:, None] * 10000.0 ** (-jnp.arange(features // 2) / (features // 2))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class FinalLayer(nnx.Module):
-    """AdaLN and a zero-initialised map to patches, as in DiT."""
+    """AdaLN (or a plain layer norm, where conditions are tokens) and a zero-initialised map to patches, as in DiT."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.modulation = Linear(config.width, 2 * config.width, rngs, dtype=config.wide_dtype, initializer=zeros)
+        plain = config.adaln == "none"
+        self.affine = nnx.Param(jnp.zeros((2, config.width), jnp.float32)) if plain else None
+        self.modulation = (
+            None if plain else Linear(config.width, 2 * config.width, rngs, dtype=config.wide_dtype, initializer=zeros)
+        )
         self.projection = Linear(
             config.width, config.patch**2 * config.out_channels, rngs, dtype=config.dtype, initializer=zeros
         )
 
     def __call__(self, x: Float[Array, "B F h w d"], condition: Float[Array, "B F d"]) -> Float[Array, "B F h w p"]:
-        modulation = self.modulation(jax.nn.silu(condition))[:, :, None, None, :]
-        shift, scale = jnp.split(modulation, 2, axis=-1)
+        if self.affine is not None:
+            shift, scale = self.affine[...]
+        else:
+            assert self.modulation is not None
+            shift, scale = jnp.split(self.modulation(jax.nn.silu(condition))[:, :, None, None, :], 2, axis=-1)
         return self.projection(modulate(x, shift, scale))
 
 
@@ -53,8 +82,9 @@ class Transformer(nnx.Module):
         self.position = PositionTables(config, rngs)
         self.conditioning = Conditioning(config, rngs)
         self.text = None if config.text_width is None else TextConditioning(config, rngs)
-        count = config.depth if config.spacetime_window is None else config.depth // 2
-        self.blocks = init_stack(lambda keys: Pair(config, keys), count, rngs)
+        half = config.units // 2 if config.long_skips else 0
+        self.blocks = init_stack(lambda keys: Pair(config, keys), config.units - half, rngs)
+        self.joining_blocks = init_stack(lambda keys: Pair(config, keys, joins=True), half, rngs) if half else None
         self.final = FinalLayer(config, rngs)
 
     def __call__(
@@ -69,6 +99,7 @@ class Transformer(nnx.Module):
         drop_text: Bool[Array, "B C"] | None = None,
         class_label: Int[Array, "B F"] | None = None,
         drop_class: Bool[Array, "B F"] | None = None,
+        scalars: Mapping[str, Float[Array, "B F"]] = MappingProxyType({}),
     ) -> Float[Array, "B F h w Cout"]:
         """Predicts `out_channels` per latent position, in at least float32.
 
@@ -80,12 +111,18 @@ class Transformer(nnx.Module):
             caption_index: the caption of each frame; default the first.
             drop_text: captions to replace by the learned null text.
             class_label, drop_class: class of each frame and where to replace it by "no class"; default no class.
+            scalars: numbers of the config's `scalars`; NaN, or left out, where they are not told.
 
         Raises:
             ValueError: an input that does not fit the configuration.
         """
         self._check(latents, timestep, is_image, text_embeddings, class_label)
-        condition = self.conditioning(timestep, class_label, drop_class)
+        if unknown := set(scalars) - set(self.config.scalars):
+            raise ValueError(
+                f"this transformer is not told {', '.join(sorted(unknown))}; its scalars are {self.config.scalars}"
+            )
+        conditions = self.conditioning(timestep, class_label, drop_class, scalars)
+        condition = sum(conditions[1:], conditions[0])
         text = None
         if self.text is not None and text_embeddings is not None:
             if text_mask is None:
@@ -97,9 +134,34 @@ class Transformer(nnx.Module):
 
         x = self.patch_embedding(patchify(latents, self.config.patch))
         x = x + self.position(latents.shape[1], is_image).astype(x.dtype)
-        x = run_stack(self.blocks, x, context, remat=self.config.remat)
+        if self.config.adaln == "none":
+            x = self._run_with_tokens(x, conditions, context)
+        else:
+            x = self._run(x, context)
         x = unpatchify(self.final(x, condition), self.config.patch)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def _run(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:
+        remat, joins = self.config.remat, self.joining_blocks is not None
+        x, outputs = run_stack(self.blocks, x, context, remat=remat, keep=joins)
+        if self.joining_blocks is None or outputs is None:
+            return x
+        # The last of these blocks is the middle: its output goes on, and is no skip.
+        return run_stack(self.joining_blocks, x, context, remat=remat, skips=outputs[:-1])[0]
+
+    def _run_with_tokens(
+        self, x: Float[Array, "B F h w d"], conditions: tuple[Float[Array, "B F d"], ...], context: Context
+    ) -> Float[Array, "B F h w d"]:
+        """Lays the conditions and the patches of a frame out as one row, which is one window, and takes the patches out again."""
+        batch, frames, height, width, features = x.shape
+        tokens = [condition[:, :, None].astype(x.dtype) for condition in conditions]
+        if context.text is not None and context.text_mask is not None and self.text is not None:
+            # Attention has no mask here: what would be padding is the null text.
+            text = jnp.where(context.text_mask[..., None], context.text, self.text.null())
+            tokens.append(jnp.broadcast_to(text, (batch, frames, *text.shape[2:])).astype(x.dtype))
+        row = jnp.concatenate([*tokens, x.reshape(batch, frames, height * width, features)], axis=2)[:, :, None]
+        row = self._run(row, context._replace(text=None, text_mask=None))
+        return row[:, :, 0, -height * width :].reshape(x.shape)
 
     def _check(
         self, latents: Array, timestep: Array, is_image: Array, text: Array | None, class_label: Array | None

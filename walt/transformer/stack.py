@@ -22,19 +22,30 @@ def init_stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     return nnx.merge(graph, states)
 
 
-def run_stack(stack: nnx.Module, x: Array, context: Any, *, remat: str = "none") -> Array:
-    """Applies the stacked blocks in order: `x = block(x, context)`.
+def run_stack(
+    stack: nnx.Module, x: Array, context: Any, *, remat: str = "none", skips: Array | None = None, keep: bool = False
+) -> tuple[Array, Array | None]:
+    """Applies the stacked blocks in order, `x = block(x, context)`; returns the last x and, with `keep`, stacked what each block gave.
 
-    `context` is any pytree of arrays that all blocks see. `remat` is "none", "full" (the backward pass recomputes each block) or "dots" (it recomputes all
-    but the products with weights).
+    Args:
+        context: any pytree of arrays that all blocks see.
+        remat: "none", "full" (the backward pass recomputes each block) or "dots" (it recomputes all but the products with weights).
+        skips: what a stack before this one gave: its last output is a third argument of the first block here, and so on inwards out (U-ViT).
     """
     graph, states = nnx.split(stack)
 
-    def apply(x: Array, state: Any, context: Any) -> Array:
-        return nnx.merge(graph, state)(x, context)  # type: ignore[operator]
+    def apply(x: Array, state: Any, context: Any, skip: Array | None) -> Array:
+        block: Any = nnx.merge(graph, state)
+        return block(x, context) if skip is None else block(x, context, skip)
 
     if remat != "none":
         policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
         # Inside a scan XLA cannot merge the recomputation with the original, so no barrier is needed against it.
         apply = jax.checkpoint(apply, policy=policy, prevent_cse=False)
-    return jax.lax.scan(lambda x, state: (apply(x, state, context), None), x, states)[0]
+
+    def advance(x: Array, each: tuple[Any, Array | None]) -> tuple[Array, Array | None]:
+        state, skip = each
+        x = apply(x, state, context, skip)
+        return x, x if keep else None
+
+    return jax.lax.scan(advance, x, (states, None if skips is None else skips[::-1]))
