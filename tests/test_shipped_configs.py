@@ -14,6 +14,7 @@ import pytest
 
 from walt import config, experiment
 from walt.autoencoder import Autoencoder
+from walt.experiment.stage2 import diffusion_task
 from walt.training.module import Functional, count_parameters
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -96,9 +97,33 @@ def test_decoding_mirrors_encoding(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("autoencoder/imagenet", 103), ("autoencoder/ucf101", 370), ("autoencoder/t2v_512x896", 370)]
+    ("name", "millions"),
+    [
+        ("autoencoder/imagenet", 103),
+        ("autoencoder/ucf101", 370),
+        ("autoencoder/t2v_512x896", 370),
+        ("classes/ucf101_l", 313),
+        ("classes/ucf101_xl", 460),
+        ("classes/imagenet", 460),
+        ("classes/dit_xl2", 675),
+        ("classes/uvit_h2", 501),
+        ("frames/k600", 313),
+    ],
 )
 def test_published_sizes(name, millions):
-    shape = experiment.parse(config.load(name)).autoencoder
-    model = Functional(lambda rngs: Autoencoder(shape, rngs))
+    found = experiment.parse(config.load(name))
+    if found.stage == "diffusion":
+        model = diffusion_task(found).denoiser
+    else:
+        model = Functional(lambda rngs: Autoencoder(found.autoencoder, rngs))
     assert count_parameters(model.abstract_params) == pytest.approx(millions * 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("autoencoder/")])
+def test_every_transformer_takes_a_training_step(name):
+    """From abstract shapes: losses of a batch as the task specifies it, one per row."""
+    task = diffusion_task(experiment.parse(config.load(name)))
+    batch = {entry: jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype) for entry, spec in task.batch_spec().items()}
+    model, key = task.denoiser, jax.eval_shape(lambda: jax.random.key(0))
+    losses = jax.eval_shape(task.row_losses, model.abstract_params, model.abstract_extra, batch, key)
+    assert losses.shape == (2,) and task.row_cost().flops > 0

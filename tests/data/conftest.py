@@ -44,7 +44,7 @@ def latents_row(index: int) -> dict:
     return {
         "id": f"latents-{index}",
         "captions": [f"{index} a", f"{index} b", f"{index} c"],
-        "label": "x",
+        "label": "even" if index % 2 == 0 else "odd",
         "video": np.full(LATENTS, index, np.float32).tobytes(),
         "images": stills.tobytes(),
     }

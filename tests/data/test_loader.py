@@ -134,6 +134,18 @@ def test_a_latents_batch(latents_dir: Path) -> None:
                 assert texts[0].split()[0] == str(int(number[0])) and texts[1:] == ["", ""]
 
 
+def test_classes_in_place_of_captions(latents_dir: Path) -> None:
+    config = LoaderConfig(str(latents_dir), batch_size=6, image_fraction=0.5)
+    for batch in take(LatentLoader(config, None, ("even", "odd")), 3):
+        assert not [name for name in batch if name.startswith("caption")]
+        assert batch["fps"].tolist() == [8.0] * 6
+        number = batch["latents"][..., 0, 0, 0].astype(int)
+        np.testing.assert_array_equal(batch["class_label"], number % 2)
+    # A record of another class is replaced in place, as every bad one.
+    (batch,) = take(LatentLoader(config, None, ("even",)), 1)
+    assert set(batch["latents"][..., 0, 0, 0].astype(int).ravel() % 2) == {0}
+
+
 def test_an_epoch_visits_every_still_once(latents_dir: Path) -> None:
     loader = LatentLoader(LoaderConfig(str(latents_dir), batch_size=2, image_fraction=0.5), tokenize)
     batches = take(loader, 20)

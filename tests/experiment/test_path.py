@@ -13,7 +13,8 @@ from walt.config import ConfigError, apply_overrides, load, to_config_dict
 from walt.data import records
 from walt.data.media import decode_clip, encode_clip
 from walt.experiment import latents
-from walt.generation.pipeline import Pipeline
+from walt.generation.bundle import write_bundle
+from walt.generation.pipeline import GenerationError, Pipeline
 from walt.generation.sources import open_bundle
 
 GAMES = ("boxing", "freeway")
@@ -25,6 +26,7 @@ NARROW = {
         "autoencoder.mid_blocks": "0",
         "calibration_clips": "8",
     },
+    "classes": {"transformer.width": "48", "transformer.depth": "2", "sampler.steps": "4"},
     "t2v": {"transformer.width": "48", "transformer.depth": "2", "sampler.steps": "4"},
 }
 
@@ -131,6 +133,21 @@ def test_only_an_autoencoder_that_still_changes_is_refused(footage, tmp_path, mo
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="let its training finish" if stage == 1 else "file is a file"):
         latents.prepare("run", footage, tmp_path / "file")
+
+
+def test_a_model_of_classes_takes_their_names_for_prompts(encoded, autoencoder):
+    workdir = encoded.parent / "classes"
+    settings = config("classes/atari:mini", encoded, autoencoder_path=str(autoencoder), samples_every="0")
+    with pytest.raises(ConfigError, match=r"num_classes is 8, but .* has 2 labels: 'boxing', 'freeway'"):
+        train(settings, workdir)
+    assert not workdir.exists()
+    train(apply_overrides(settings, {"transformer.num_classes": "2"}), workdir)
+    write_bundle(open_bundle(workdir), workdir.parent / "classes_bundle")
+    pipeline = walt.load(workdir.parent / "classes_bundle")
+    assert pipeline.class_names == GAMES
+    assert pipeline.generate("freeway", steps=1, num_frames=1).shape == (1, 64, 64, 3)
+    with pytest.raises(GenerationError, match="'boxin' is none of them; did you mean 'boxing'"):
+        pipeline.generate("boxin")
 
 
 def test_a_part_of_the_clips(autoencoder, footage, tmp_path):

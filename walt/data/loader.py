@@ -6,7 +6,7 @@ contiguous rows, and Grain only decides who computes a batch ahead of time. So t
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -190,6 +190,7 @@ class ClipLoader(_Loader):
 class _Latent:
     latents: np.ndarray  # [F,h,w,c] of a video, [h,w,c] of a still
     captions: list[str]
+    label: str
 
     @property
     def nbytes(self) -> int:
@@ -199,21 +200,32 @@ class _Latent:
 class LatentLoader(_Loader):
     """Batches of stage 2 from latents records; a row is a video or a stack of F stills of different examples.
 
-    {"latents": float32 [B,F,h,w,c], "is_image": bool [B], "caption_tokens": int32 [B,F,L], "caption_mask": bool [B,F,L],
-    "caption_index": int32 [B,F], "row": int32 [B]}. The caption of a video stands in slot 0 (the other slots are
-    padding) and every frame points to it; each still of an image row has its own caption.
+    {"latents": float32 [B,F,h,w,c], "is_image": bool [B], "fps": float32 [B], "row": int32 [B]}; with captions
+    {"caption_tokens": int32 [B,F,L], "caption_mask": bool [B,F,L], "caption_index": int32 [B,F]}, where the caption of a
+    video stands in slot 0 (the other slots are padding) and every frame points to it, and each still of an image row has its
+    own; with classes {"class_label": int32 [B,F]}.
 
     Args:
       config: what to load.
-      tokenize: picklable (texts, length) -> (int32 [n,L], bool [n,L]).
+      tokenize: picklable (texts, length) -> (int32 [n,L], bool [n,L]); None for no captions.
+      class_names: the labels of the records in order; empty for no classes.
       process_index, process_count: which contiguous part of every global batch is this process's.
 
     Raises:
       ConfigError: the batch cannot be shared among the processes.
-      DatasetError: the data set is missing, half written, holds no latents, or no stills though image rows are wanted.
+      DatasetError: the data set is missing, half written, holds no latents, or no stills though image rows are wanted; in a
+        batch, a record without a caption or of another class.
     """
 
-    def __init__(self, config: LoaderConfig, tokenize: Tokenize, *, process_index: int = 0, process_count: int = 1):
+    def __init__(
+        self,
+        config: LoaderConfig,
+        tokenize: Tokenize | None,
+        class_names: Sequence[str] = (),
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
         super().__init__(config, process_index, process_count)
         shapes = self.manifest.shapes
         if "video" not in shapes:
@@ -225,6 +237,7 @@ class LatentLoader(_Loader):
         if config.image_rows and not self._images_shape[0]:
             raise records.DatasetError(f"{config.path} holds no stills, so image_fraction must be 0.")
         self._tokenize = tokenize
+        self._classes = {name: number for number, name in enumerate(class_names)}
         self._order = Order(
             config.seed,
             config.batch_size,
@@ -239,23 +252,32 @@ class LatentLoader(_Loader):
         rows, (frames, length) = len(ids), (self._video_shape[0], self.config.caption_length)
         is_image = self._order.is_image[self._rows.start : self._rows.stop]
         latents = np.empty((rows, *self._video_shape), np.float32)
-        used, texts = ids >= 0, []
+        used, texts, classes = ids >= 0, [], np.zeros((rows, frames), np.int32)
         for local, slot in np.argwhere(used):
             row = self._rows[local]
             example = self._example(step, row, int(slot), int(ids[local, slot]))
             latents[local, slot if is_image[local] else slice(None)] = example.latents
             texts.append(example.captions[self._order.caption(step, row, int(slot), len(example.captions))])
-        tokens = np.zeros((rows, frames, length), np.int32)
-        mask = np.zeros((rows, frames, length), bool)
-        tokens[used], mask[used] = self._tokenize(texts, length)
-        return {
+            if self._classes:
+                classes[local, slot if is_image[local] else slice(None)] = self._classes[example.label]
+        batch = {
             "latents": latents,
             "is_image": is_image.copy(),
-            "caption_tokens": tokens,
-            "caption_mask": mask,
-            "caption_index": np.where(is_image[:, None], np.arange(frames), 0).astype(np.int32),
+            "fps": np.full(rows, self.manifest.fps, np.float32),
             "row": np.asarray(self._rows, np.int32),
         }
+        if self._classes:
+            batch["class_label"] = classes
+        if self._tokenize is not None:
+            tokens = np.zeros((rows, frames, length), np.int32)
+            mask = np.zeros((rows, frames, length), bool)
+            tokens[used], mask[used] = self._tokenize(texts, length)
+            batch |= {
+                "caption_tokens": tokens,
+                "caption_mask": mask,
+                "caption_index": np.where(is_image[:, None], np.arange(frames), 0).astype(np.int32),
+            }
+        return batch
 
     def _decode(self, example: int, is_image: bool) -> _Latent:
         # Image ids number the stills of all records: record after record, still after still.
@@ -271,8 +293,13 @@ class LatentLoader(_Loader):
         captions = _field(record, "captions", list)
         if not captions:
             raise records.DatasetError(f"Latents {record.get('id')!r} have no caption.")
+        label = record.get("label", "")
+        if self._classes and label not in self._classes:
+            raise records.DatasetError(
+                f"Latents {record.get('id')!r} have the label {label!r}, which is none of the model's {len(self._classes)} classes."
+            )
         # A view of one still would keep the bytes of all stills of the record alive, which the cache does not count.
-        return _Latent(values[still].copy() if is_image else values, captions)
+        return _Latent(values[still].copy() if is_image else values, captions, label)
 
 
 def _field(record: dict[str, Any], name: str, kind: type) -> Any:

@@ -58,12 +58,13 @@ class AutoencoderExperiment:
 
 @dataclass(frozen=True)
 class DiffusionExperiment:
-    """Stage 2: train the text encoder and the windowed transformer together on latents.
+    """Stage 2: train the transformer on latents, and with it the text encoder if there is one.
 
     Attributes:
       autoencoder_path: the bundle or workdir whose latents these are; its checksum must be the data set's.
       autoencoder_checksum: filled in when training starts; a run only goes on, and is only sampled, with that encoder.
-      text: the encoder; a SentencePiece model of at most `vocab_size` pieces is trained on the captions of the data.
+      text: the encoder; a SentencePiece model of at most `vocab_size` pieces is trained on the captions of the data. None for
+        a model of classes, or of nothing but videos.
       samples_every: steps between sample videos; 0 makes none.
       sample_prompts: what to show in them; by default captions of the held-out split, of as many labels as it has.
       init_from: start from a bundle's weights, with a fresh optimiser.
@@ -74,7 +75,7 @@ class DiffusionExperiment:
     data: LoaderConfig
     autoencoder_path: str
     transformer: TransformerConfig
-    text: TextEncoderConfig
+    text: TextEncoderConfig | None
     diffusion: DiffusionConfig
     training: TrainingConfig
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -91,6 +92,7 @@ class DiffusionExperiment:
         _check_positive(self, "heldout_every")
         if self.samples_every < 0:
             raise ConfigError(f"samples_every must be 0 or more, got {self.samples_every}")
+        self.sampler.check_schedule(self.diffusion.make_schedule(self.transformer.latent_shape))
         if self.data.caption_length != self.diffusion.caption_length:
             raise ConfigError(
                 f"data.caption_length is {self.data.caption_length}, but diffusion.caption_length is "

@@ -14,6 +14,8 @@ from walt.generation.pipeline import Pipeline
 def sample_labels(pipeline: Pipeline, heldout: Clips, seeds: int) -> Clips:
     """`seeds` samples for one prompt per label of the held-out clips, labelled by what the prompt names."""
     prompts = {label: heldout.prompts[int(heldout.rows_of(label)[0])] for label in heldout.label_names}
+    if pipeline.class_names:
+        prompts = {label: label for label in prompts}
     labels = tuple(label for label in prompts for _ in range(seeds))
     texts = tuple(prompts[label] for label in labels)
     return Clips(pipeline.generate(list(texts)), labels, texts)

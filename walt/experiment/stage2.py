@@ -39,7 +39,7 @@ def train_diffusion(
 ) -> TrainState:
     """Trains the tokenizer (once), then text encoder and transformer together."""
     autoencoder = open_autoencoder(experiment.autoencoder_path)
-    experiment = resolved(_with_autoencoder(experiment, autoencoder))
+    experiment = _with_classes(resolved(_with_autoencoder(experiment, autoencoder)))
     if latest_step(workdir) is not None:  # a run of another kind has no tokenizer
         check_config(workdir, to_config_dict(experiment), MODEL_KEYS)
     tokenizer = workdir_tokenizer(experiment, workdir)
@@ -47,13 +47,14 @@ def train_diffusion(
 
     def start() -> Initial:
         record_environment(workdir)
-        if jax.process_index() == 0:
+        if tokenizer is not None and jax.process_index() == 0:
             file = epath.Path(workdir) / TOKENIZER
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(tokenizer.model_bytes)
         if experiment.init_from is None:
             return Initial()
-        check_same_tokens(experiment.init_from, tokenizer)
+        if tokenizer is not None:
+            check_same_tokens(experiment.init_from, tokenizer)
         return Initial({"model": initial_weights(experiment.init_from, task.denoiser.abstract_params)})
 
     return train(
@@ -91,12 +92,30 @@ def _with_autoencoder(experiment: DiffusionExperiment, autoencoder: Bundle) -> D
     return dataclasses.replace(experiment, autoencoder_path=whole_path(path), autoencoder_checksum=present)
 
 
-def workdir_tokenizer(experiment: DiffusionExperiment, workdir: epath.PathLike) -> Tokenizer:
-    """The tokenizer of a run that has begun; for a new one it is made of the captions of the training split.
+def _with_classes(experiment: DiffusionExperiment) -> DiffusionExperiment:
+    """The experiment with the names of its classes, which are the labels of its data.
+
+    Raises `ConfigError` unless there are as many as the transformer has classes.
+    """
+    count = experiment.transformer.num_classes
+    if count is None:
+        return experiment
+    labels = tuple(sorted({record.get("label", "") for record in _records(experiment)}))
+    if len(labels) != count or "" in labels:
+        found = f"{len(labels)} labels: {', '.join(map(repr, labels[:8]))}{', …' if len(labels) > 8 else ''}"
+        raise ConfigError(f"transformer.num_classes is {count}, but {experiment.data.path} has {found}")
+    return dataclasses.replace(experiment, diffusion=dataclasses.replace(experiment.diffusion, class_names=labels))
+
+
+def workdir_tokenizer(experiment: DiffusionExperiment, workdir: epath.PathLike) -> Tokenizer | None:
+    """The tokenizer of a run that has begun; for a new one it is made of the captions of the training split. None for a
+    model that reads no text.
 
     Making it gives the same pieces every time, so every process of a job may do so. Raises `ConfigError` if the run has
     lost its own.
     """
+    if experiment.text is None:
+        return None
     if latest_step(workdir) is not None:
         file = epath.Path(workdir) / TOKENIZER
         if not file.exists():
@@ -118,14 +137,16 @@ def diffusion_task(experiment: DiffusionExperiment) -> DiffusionTask:
     return DiffusionTask(experiment.transformer, experiment.text, experiment.diffusion)
 
 
-def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer, split: str) -> LatentLoader:
-    """This process's loader of latents with tokenized captions."""
-    config = dataclasses.replace(experiment.data, split=split)
-    return LatentLoader(config, tokenizer, process_index=jax.process_index(), process_count=jax.process_count())
+def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | None, split: str) -> LatentLoader:
+    """This process's loader of latents with tokenized captions, classes, or both."""
+    config, classes = dataclasses.replace(experiment.data, split=split), experiment.diffusion.class_names
+    return LatentLoader(
+        config, tokenizer, classes, process_index=jax.process_index(), process_count=jax.process_count()
+    )
 
 
 def _evaluators(
-    experiment: DiffusionExperiment, task: DiffusionTask, tokenizer: Tokenizer, autoencoder: Bundle
+    experiment: DiffusionExperiment, task: DiffusionTask, tokenizer: Tokenizer | None, autoencoder: Bundle
 ) -> list[Evaluator]:
     evaluators: list[Evaluator] = []
     has_heldout = "heldout" in read_manifest(experiment.data.path).splits
@@ -133,7 +154,8 @@ def _evaluators(
         evaluators.append(HeldOut(task, latent_loader(experiment, tokenizer, "heldout"), experiment.heldout_every))
     if experiment.samples_every:
         split = "heldout" if has_heldout else experiment.data.split
-        prompts = experiment.sample_prompts or _first_captions(experiment, split)
+        names = experiment.diffusion.class_names[:8] if tokenizer is None else _first_captions(experiment, split)
+        prompts = experiment.sample_prompts or names
         evaluators.append(SampleVideos(experiment, tokenizer, autoencoder, tuple(prompts), experiment.samples_every))
     return evaluators
 
@@ -155,7 +177,7 @@ class SampleVideos:
     """An `Evaluator` that samples a few prompts with the averaged weights, for TensorBoard."""
 
     experiment: DiffusionExperiment
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     autoencoder: Bundle
     prompts: Sequence[str]
     every: int
@@ -167,13 +189,15 @@ class SampleVideos:
 
     def _bundle(self, params: dict) -> Bundle:
         experiment = self.experiment
+        components = {
+            **self.autoencoder.components,
+            "transformer": Component(dataclasses.asdict(experiment.transformer), params["transformer"]),
+        }
+        if experiment.text is not None:
+            components["text_encoder"] = Component(dataclasses.asdict(experiment.text), params["text_encoder"])
         return Bundle(
-            {
-                **self.autoencoder.components,
-                "transformer": Component(dataclasses.asdict(experiment.transformer), params["transformer"]),
-                "text_encoder": Component(dataclasses.asdict(experiment.text), params["text_encoder"]),
-            },
-            tokenizer=self.tokenizer.model_bytes,
+            components,
+            tokenizer=None if self.tokenizer is None else self.tokenizer.model_bytes,
             diffusion=dataclasses.asdict(experiment.diffusion),
             sampler=dataclasses.asdict(experiment.sampler),
         )

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from walt.autoencoder import Tiling, stream_decode, stream_encode
 from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.model import to_float, to_uint8
-from walt.config import ConfigError, from_config_dict
+from walt.config import ConfigError, from_config_dict, nearest
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.generation import programs
 from walt.generation.bundle import Bundle, BundleError, Tree, flatten
@@ -57,6 +57,7 @@ class Pipeline:
     Attributes:
       video_size: frames, height and width the model was trained to generate; None if it only reconstructs.
       fps: frames per second of its videos.
+      class_names: what a model of classes takes for prompts; empty for one that reads text.
       sampler: how it samples unless told otherwise.
       card: what its makers say about it.
     """
@@ -70,23 +71,30 @@ class Pipeline:
         abstract = programs.autoencoder(self._autoencoder)
         self._autoencoder_weights = _weights(abstract, part.params, part.extra, "autoencoder")
         self.video_size: VideoSize | None = None
+        self.class_names: tuple[str, ...] = ()
         if "transformer" in bundle.components:
             self._load_generator(bundle)
 
     def _load_generator(self, bundle: Bundle) -> None:
-        parts = {name: _component(bundle, name) for name in ("transformer", "text_encoder")}
-        if bundle.tokenizer is None:
+        transformer = _config(TransformerConfig, _component(bundle, "transformer").config, "transformer")
+        reads = transformer.text_width is not None
+        parts = {name: _component(bundle, name) for name in ("transformer", *(("text_encoder",) if reads else ()))}
+        if reads and bundle.tokenizer is None:
             raise BundleError("the bundle has a transformer but no tokenizer, so it cannot read prompts")
-        transformer = _config(TransformerConfig, parts["transformer"].config, "transformer")
-        text = _config(TextEncoderConfig, parts["text_encoder"].config, "text_encoder")
+        text = _config(TextEncoderConfig, parts["text_encoder"].config, "text_encoder") if reads else None
         diffusion = _config(DiffusionConfig, bundle.diffusion, "diffusion")
+        if not reads and len(diffusion.class_names) != transformer.num_classes:
+            raise BundleError(
+                f"the transformer has {transformer.num_classes} classes, the bundle names {len(diffusion.class_names)}"
+            )
         if transformer.out_channels != self._autoencoder.latent_channels:
             raise BundleError(
                 f"the transformer makes latents of {transformer.out_channels} channels, "
                 f"the autoencoder has {self._autoencoder.latent_channels}"
             )
-        self._tokenizer = Tokenizer(bundle.tokenizer)
+        self._tokenizer = Tokenizer(bundle.tokenizer) if bundle.tokenizer is not None and reads else None
         self._generator = programs.GeneratorConfig(transformer, text, diffusion)
+        self.class_names = diffusion.class_names
         self.sampler = _config(SamplerConfig, bundle.sampler, "sampler")
         params = {name: part.params for name, part in parts.items()}
         extra = {name: part.extra for name, part in parts.items() if part.extra}
@@ -112,7 +120,7 @@ class Pipeline:
         """Videos of prompts.
 
         Args:
-          prompt: one prompt, or several.
+          prompt: one prompt, or several; of a model of classes, their names.
           num_frames, height, width: size in pixels; by default, and at most, what the model was trained on. A smaller
             video is the first frames and the middle of a full one.
           steps: denoising steps; by default the bundle's.
@@ -135,15 +143,16 @@ class Pipeline:
         sampler = self._check_sampler(steps, guidance)
         keys = _row_keys(seed, len(prompts))
         negative = (
-            None if negative_prompt is None else self._tokens([_check_negative(negative_prompt)], "negative_prompt")
+            None if negative_prompt is None else self._read([_check_negative(negative_prompt)], "negative_prompt")
         )
-        tokens, mask = self._tokens(prompts, "prompt")
+        read = self._read(prompts, "prompt")
         rows = min(_check_count("batch_size", batch_size), len(prompts))
         videos = []
         for start in range(0, len(prompts), rows):
             # The last batch is filled up with its last prompt, so that there is one shape to compile.
             chosen = np.minimum(np.arange(start, start + rows), len(prompts) - 1)
-            videos.append(self._videos((tokens[chosen], mask[chosen]), keys[chosen], sampler, negative, size.frames))
+            rows_read = jax.tree.map(lambda array: array[chosen], read)  # noqa: B023
+            videos.append(self._videos(rows_read, keys[chosen], sampler, negative, size.frames))
         video = _crop(np.concatenate(videos)[: len(prompts)], size)
         return video[0] if isinstance(prompt, str) else video
 
@@ -190,7 +199,7 @@ class Pipeline:
         text = ", ".join(f"{name.replace('_', ' ')} {_millions(tree)}" for name, tree in parts.items())
         return f"{text}; generates {self.video_size}" if self.video_size else text
 
-    def _videos(self, captions: Any, keys: Any, sampler: SamplerConfig, negative: Any, frames: int) -> np.ndarray:
+    def _videos(self, prompts: Any, keys: Any, sampler: SamplerConfig, negative: Any, frames: int) -> np.ndarray:
         if sampler.guidance == 1:
             strength, negative = None, None
         else:
@@ -199,19 +208,31 @@ class Pipeline:
         if negative is not None:
             negative = jax.tree.map(lambda array: np.repeat(array, len(keys), axis=0), negative)
         latents = programs.sample_latents(
-            self._generator, sampler, self._generator_weights, captions, keys, strength, negative
+            self._generator, sampler, self._generator_weights, prompts, keys, strength, negative
         )
         # The decoder is causal: later latents do not change the frames that are asked for.
         needed = 1 + math.ceil((frames - 1) / self._autoencoder.time_factor)
         return np.asarray(programs.decode(self._autoencoder, self._autoencoder_weights, latents[:, :needed]))
 
-    def _tokens(self, texts: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, texts: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
+        """(token ids, mask) of texts, or the labels of class names."""
+        if self._tokenizer is None:
+            return self._labels(texts, what)
         length = self._generator.diffusion.caption_length
         _, longer = self._tokenizer(texts, length + 1)
         for text, mask in zip(texts, longer):
             if mask[-1]:
                 print(f"{what} is longer than the {length} tokens the model reads; the end of {text!r} is cut off")
         return self._tokenizer(texts, length)
+
+    def _labels(self, names: Sequence[str], what: str) -> np.ndarray:
+        classes = self.class_names
+        for name in names:
+            if name not in classes:
+                raise GenerationError(
+                    f"{what}: this model knows classes, and {name!r} is none of them{nearest(name, classes)}"
+                )
+        return np.array([classes.index(name) for name in names], np.int32)
 
     def _check_size(self, num_frames: int | None, height: int | None, width: int | None) -> VideoSize:
         full = self.video_size

@@ -15,7 +15,7 @@ from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.model import Autoencoder, to_float, to_uint8
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser
-from walt.diffusion.text_to_latents import Tokens, text_to_latents
+from walt.diffusion.text_to_latents import Prompts, text_to_latents
 from walt.text.config import TextEncoderConfig
 from walt.training.module import Functional
 from walt.transformer.config import TransformerConfig
@@ -27,7 +27,7 @@ class GeneratorConfig(NamedTuple):
     """What the second stage consists of."""
 
     transformer: TransformerConfig
-    text: TextEncoderConfig
+    text: TextEncoderConfig | None
     diffusion: DiffusionConfig
 
 
@@ -38,7 +38,7 @@ def autoencoder(config: AutoencoderConfig) -> Functional[Autoencoder]:
 
 
 @functools.lru_cache(maxsize=8)
-def denoiser(transformer: TransformerConfig, text: TextEncoderConfig) -> Functional[Denoiser]:
+def denoiser(transformer: TransformerConfig, text: TextEncoderConfig | None) -> Functional[Denoiser]:
     """The second stage without its weights."""
     return Functional(lambda rngs: Denoiser(transformer, text, rngs))
 
@@ -62,14 +62,12 @@ def sample_latents(
     config: GeneratorConfig,
     sampler: SamplerConfig,
     weights: Weights,
-    captions: Tokens,
+    prompts: Prompts,
     keys: jax.Array,
     strength: Float[Array, ""] | None,
-    negative: Tokens | None,
+    negative: Prompts | None,
 ) -> Float[Array, "b f i j c"]:
-    """Latents of captions; without `strength`, the sampler's own guidance is compiled in."""
+    """Latents of prompts; without `strength`, the sampler's own guidance is compiled in."""
     model = denoiser(config.transformer, config.text).bind(*weights)
     shape = (*config.transformer.latent_shape, config.transformer.out_channels)
-    return text_to_latents(
-        model, captions, keys, shape, config.diffusion, sampler, strength=strength, negative=negative
-    )
+    return text_to_latents(model, prompts, keys, shape, config.diffusion, sampler, strength=strength, negative=negative)

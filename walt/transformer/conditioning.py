@@ -133,6 +133,26 @@ def modulate(
     return layer_norm(x) * (1 + scale.astype(x.dtype)) + shift.astype(x.dtype)
 
 
+class Upsampler(nnx.Module):
+    """Low-resolution latents at full size: a 3x3 convolution of every frame, then depth-to-space (W.A.L.T, section 5)."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        assert config.low_resolution is not None
+        self.factor, channels = config.low_resolution, config.out_channels
+        shape = (3, 3, channels, channels * self.factor**2)
+        self.kernel = nnx.Param(jax.nn.initializers.lecun_normal()(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(shape[-1:], jnp.float32))
+
+    def __call__(self, latents: Float[Array, "B F i j c"]) -> Float[Array, "B F h w c"]:
+        b, f, i, j, channels = latents.shape
+        frames = latents.reshape(b * f, i, j, channels)
+        wide = jax.lax.conv_general_dilated(
+            frames, self.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        wide = (wide + self.bias[...]).reshape(b, f, i, j, self.factor, self.factor, channels)
+        return wide.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, i * self.factor, j * self.factor, channels)
+
+
 class TextConditioning(nnx.Module):
     """Maps text embeddings to the token width, once for all layers, and holds the learned null text that stands for "no caption"."""
 

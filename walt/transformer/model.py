@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from walt.transformer.blocks import Context, Pair
-from walt.transformer.conditioning import Conditioning, TextConditioning, modulate
+from walt.transformer.conditioning import Conditioning, TextConditioning, Upsampler, modulate
 from walt.transformer.config import TransformerConfig
 from walt.transformer.layers import Linear, small_normal, zeros
 from walt.transformer.stack import init_stack, run_stack
@@ -79,6 +79,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
         self.patch_embedding = Linear(config.patch**2 * config.in_channels, config.width, rngs, dtype=config.dtype)
+        self.upsampler = None if config.low_resolution is None else Upsampler(config, rngs)
         self.position = PositionTables(config, rngs)
         self.conditioning = Conditioning(config, rngs)
         self.text = None if config.text_width is None else TextConditioning(config, rngs)
@@ -89,7 +90,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        latents: Float[Array, "B F h w Cin"],
+        latents: Float[Array, "B F h w C"],
         timestep: Float[Array, "B F"],
         *,
         is_image: Bool[Array, " B"],
@@ -99,23 +100,29 @@ class Transformer(nnx.Module):
         drop_text: Bool[Array, "B C"] | None = None,
         class_label: Int[Array, "B F"] | None = None,
         drop_class: Bool[Array, "B F"] | None = None,
+        low_resolution: Float[Array, "B F i j Cout"] | None = None,
         scalars: Mapping[str, Float[Array, "B F"]] = MappingProxyType({}),
     ) -> Float[Array, "B F h w Cout"]:
         """Predicts `out_channels` per latent position, in at least float32.
 
         Args:
-            latents: noisy latents with every condition of the channel axis.
+            latents: noisy latents and all else on the channel axis but low resolution, see `TransformerConfig.channel_parts`.
             timestep: 1000·t per frame, t in [0, 1].
             is_image: True for rows that stack F independent images; nothing passes between their slots.
             text_embeddings, text_mask: up to C captions per row (mask True on real tokens; default all real).
             caption_index: the caption of each frame; default the first.
             drop_text: captions to replace by the learned null text.
             class_label, drop_class: class of each frame and where to replace it by "no class"; default no class.
+            low_resolution: latents of a super-resolution model's lower resolution.
             scalars: numbers of the config's `scalars`; NaN, or left out, where they are not told.
 
         Raises:
             ValueError: an input that does not fit the configuration.
         """
+        if self.upsampler is not None:
+            if low_resolution is None:
+                raise ValueError("this transformer is one of super-resolution and needs low_resolution")
+            latents = jnp.concatenate([latents, self.upsampler(low_resolution).astype(latents.dtype)], axis=-1)
         self._check(latents, timestep, is_image, text_embeddings, class_label)
         if unknown := set(scalars) - set(self.config.scalars):
             raise ValueError(
