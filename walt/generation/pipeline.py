@@ -24,7 +24,7 @@ from walt.generation.bundle import Bundle, BundleError, Tree, flatten
 from walt.generation.fit import VideoSize, fit, fit_stream
 from walt.generation.sources import open_bundle
 from walt.text.config import TextEncoderConfig
-from walt.text.tokenizer import Tokenizer
+from walt.text.tokenizer import read_tokenizer
 from walt.training.module import Functional
 from walt.transformer.config import TransformerConfig
 
@@ -92,7 +92,7 @@ class Pipeline:
                 f"the transformer makes latents of {transformer.out_channels} channels, "
                 f"the autoencoder has {self._autoencoder.latent_channels}"
             )
-        self._tokenizer = Tokenizer(bundle.tokenizer) if bundle.tokenizer is not None and reads else None
+        self._tokenizer = read_tokenizer(bundle.tokenizer) if bundle.tokenizer is not None and reads else None
         self._generator = programs.GeneratorConfig(transformer, text, diffusion)
         self.class_names = diffusion.class_names
         self.sampler = _config(SamplerConfig, bundle.sampler, "sampler")

@@ -10,14 +10,14 @@ from walt.config import ConfigError
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """A T5 (v1.1) encoder. The defaults are a small one that is trained together with the transformer.
-
-    T5-XL is vocab_size 32128, width 2048, depth 24, heads 32, head_width 64, mlp_width 5120.
+    """A T5 (v1.1) or BERT encoder. The defaults are a small T5 that is trained together with the transformer; the published sizes
+    are `walt.text.t5.t5` and `walt.text.bert.MINILM`.
 
     Attributes:
+      architecture: "t5" or "bert".
       vocab_size: entries of the token table; also the most pieces the tokenizer may learn.
       width, depth, heads, head_width, mlp_width: of the encoder.
-      relative_buckets, relative_distance: of the bias on relative positions, which all layers share.
+      relative_buckets, relative_distance: of T5's bias on relative positions, which all layers share.
       dtype: of the computation; norms and softmax are at least float32.
     """
 
@@ -30,11 +30,14 @@ class TextEncoderConfig:
     relative_buckets: int = 32
     relative_distance: int = 128
     dtype: Literal["bfloat16", "float32", "float64"] = "float32"
+    architecture: Literal["t5", "bert"] = "t5"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "depth", "heads", "head_width", "mlp_width"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"text.{name} must be at least 1, got {getattr(self, name)}")
+        if self.architecture not in ("t5", "bert"):
+            raise ConfigError(f"text.architecture must be t5 or bert, got {self.architecture!r}")
         if self.relative_buckets < 4 or self.relative_buckets % 2:
             raise ConfigError(f"text.relative_buckets must be even and at least 4, got {self.relative_buckets}")
         if self.relative_distance <= self.relative_buckets // 4:

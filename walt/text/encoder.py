@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from walt.text.bert import Bert
 from walt.text.config import TextEncoderConfig
 
-__all__ = ["TextEncoder", "TextEncoderConfig"]
+__all__ = ["TextEncoder", "TextEncoderConfig", "make_encoder"]
 
 
 class TextEncoder(nnx.Module):
@@ -93,6 +94,11 @@ class RMSNorm(nnx.Module):
         wide = at_least_float32(x)
         y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)
         return (y * self.scale[...]).astype(x.dtype)
+
+
+def make_encoder(config: TextEncoderConfig, rngs: nnx.Rngs) -> TextEncoder | Bert:
+    """The encoder of the config's architecture."""
+    return Bert(config, rngs) if config.architecture == "bert" else TextEncoder(config, rngs)
 
 
 def at_least_float32(x: Array) -> Array:

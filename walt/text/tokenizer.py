@@ -1,4 +1,4 @@
-"""Captions to token ids with SentencePiece; imports no jax, so that loader workers can use it."""
+"""Captions to token ids, with SentencePiece or WordPiece; imports no jax, so that loader workers can use it."""
 
 from __future__ import annotations
 
@@ -72,6 +72,44 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self.model_bytes,)
+
+
+class WordPiece:
+    """A tokenizer.json of Hugging Face's `tokenizers`, such as BERT's WordPiece. Picklable: what travels are its bytes."""
+
+    def __init__(self, model_bytes: bytes):
+        """Raises `TokenizerError` unless the bytes are such a file, and where the package is not installed."""
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise TokenizerError(
+                "this tokenizer needs the package tokenizers; install it with `pip install walt[minilm]`"
+            ) from error
+        self.model_bytes = model_bytes
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(model_bytes)
+        except Exception as error:  # the package raises nothing narrower
+            raise TokenizerError(f"not a tokenizer.json: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def __call__(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n l"], Bool[np.ndarray, "n l"]]:
+        """(ids, mask) of texts cut or padded to `length` tokens, first and last token included."""
+        ids, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
+        for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
+            tokens = encoding.ids
+            if len(tokens) > length:
+                tokens = [*tokens[: length - 1], tokens[-1]]
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+        return ids, mask
+
+    def __reduce__(self) -> tuple:
+        return WordPiece, (self.model_bytes,)
+
+
+def read_tokenizer(model_bytes: bytes) -> Tokenizer | WordPiece:
+    """The tokenizer that the bytes of a model file are: JSON or SentencePiece."""
+    return WordPiece(model_bytes) if model_bytes.lstrip()[:1] == b"{" else Tokenizer(model_bytes)
 
 
 def _train(texts: Sequence[str], vocab_size: int) -> bytes:

