@@ -74,6 +74,18 @@ def test_other_predictions_have_finite_losses_too(params):
         assert 0 < found["loss"] < 100
 
 
+def test_a_frozen_text_encoder_is_used_and_has_no_gradient(params):
+    """The same losses as with the encoder among the parameters, of which it is none."""
+    frozen = DiffusionTask(TRANSFORMER, TEXT, DIFFUSION, freeze_text=True)
+    weights, rest = {"text_encoder": params["text_encoder"]}, {"transformer": params["transformer"]}
+    start, extra = jax.eval_shape(frozen.init, jax.random.key(0))
+    assert jax.tree.structure((start["model"], extra)) == jax.tree.structure((rest, weights))
+    run = lambda task, params, extra: jax.jit(task.row_losses)(params, extra, make_batch(), jax.random.key(0))  # noqa: E731
+    np.testing.assert_allclose(run(frozen, rest, weights), run(TASK, params, {}), rtol=1e-5)
+    silent = jax.tree.map(jnp.zeros_like, weights)
+    assert np.abs(run(frozen, rest, silent) - run(frozen, rest, weights)).max() > 1e-4
+
+
 def test_row_cost_counts_the_extra_pass_at_its_rate():
     forward = transformer_flops(TRANSFORMER, 5)
     assert TASK.row_cost().tokens == 8

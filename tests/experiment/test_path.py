@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,9 +15,11 @@ from walt.config import ConfigError, apply_overrides, load, to_config_dict
 from walt.data import records
 from walt.data.media import decode_clip, encode_clip
 from walt.experiment import latents
-from walt.generation.bundle import write_bundle
+from walt.experiment.text_encoders import t5_bundle
+from walt.generation.bundle import BundleError, write_bundle
 from walt.generation.pipeline import GenerationError, Pipeline
 from walt.generation.sources import open_bundle
+from walt.text.tokenizer import Tokenizer
 
 GAMES = ("boxing", "freeway")
 # The shipped shape, but for its width: what is tested is the path, and wide models take minutes of it.
@@ -148,6 +152,25 @@ def test_a_model_of_classes_takes_their_names_for_prompts(encoded, autoencoder):
     assert pipeline.generate("freeway", steps=1, num_frames=1).shape == (1, 64, 64, 3)
     with pytest.raises(GenerationError, match="'boxin' is none of them; did you mean 'boxing'"):
         pipeline.generate("boxin")
+
+
+@pytest.mark.slow
+def test_a_published_text_encoder_is_used_and_stays_as_it_is(encoded, autoencoder, tmp_path):
+    model = shutil.copytree(Path(__file__).parents[1] / "text" / "data" / "t5", tmp_path / "model")
+    (model / "spiece.model").write_bytes(Tokenizer.train(["a game of boxing", "freeway moves right"], 40).model_bytes)
+    encoder = t5_bundle(model)
+    write_bundle(encoder, tmp_path / "t5")
+    settings = config("t2v/atari:mini", encoded, autoencoder_path=str(autoencoder), samples_every="0")
+    settings = apply_overrides(settings, {"text_encoder_path": str(tmp_path / "t5")})
+    train(settings, tmp_path / "run")
+    train(apply_overrides(settings, {"training.num_steps": "3"}), tmp_path / "run")
+    made = open_bundle(tmp_path / "run")
+    ours, theirs = (bundle.components["text_encoder"] for bundle in (made, encoder))
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert made.tokenizer == encoder.tokenizer and made.components["transformer"].config["text_width"] == 24
+    assert walt.load(tmp_path / "run").generate("a game of boxing", steps=1, num_frames=1).shape == (1, 64, 64, 3)
+    with pytest.raises(BundleError, match="holds no text encoder with its tokenizer but autoencoder"):
+        train(apply_overrides(settings, {"text_encoder_path": str(autoencoder)}), tmp_path / "other")
 
 
 def test_a_part_of_the_clips(autoencoder, footage, tmp_path):

@@ -20,8 +20,15 @@ from walt.transformer.model import Transformer
 class Denoiser(nnx.Module):
     """Predicts (v, noise, x0, …, as trained) from noisy latents, their times and whatever else the model is told."""
 
-    def __init__(self, transformer: TransformerConfig, text: TextEncoderConfig | None, rngs: nnx.Rngs):
-        """`text` None makes a denoiser without captions.
+    def __init__(
+        self,
+        transformer: TransformerConfig,
+        text: TextEncoderConfig | None,
+        rngs: nnx.Rngs,
+        *,
+        has_encoder: bool = True,
+    ):
+        """`text` None makes a denoiser without captions; without `has_encoder` it is given captions that are encoded already.
 
         Raises:
           ConfigError: the two configs do not fit each other.
@@ -29,13 +36,12 @@ class Denoiser(nnx.Module):
         check_fit(transformer, text)
         self.config = transformer
         self.transformer = Transformer(transformer, rngs)
-        self.text_encoder = None if text is None else make_encoder(text, rngs)
+        self.text_encoder = make_encoder(text, rngs) if text is not None and has_encoder else None
 
     def embed_text(self, tokens: Int[Array, "b c l"], mask: Bool[Array, "b c l"]) -> Float[Array, "b c l d"]:
         """Encoded captions of every row."""
-        b, c, length = tokens.shape
         assert self.text_encoder is not None  # only asked for when the config has text
-        return self.text_encoder(tokens.reshape(b * c, length), mask.reshape(b * c, length)).reshape(b, c, length, -1)
+        return encode_captions(self.text_encoder, tokens, mask)
 
     def __call__(
         self,
@@ -73,6 +79,12 @@ class Denoiser(nnx.Module):
             channels.append(nothing if conditions.known is None else conditions.known)
             channels.append(nothing[..., :1] if conditions.known_mask is None else conditions.known_mask)
         return jnp.concatenate(channels, axis=-1)
+
+
+def encode_captions(encoder: Any, tokens: Int[Array, "b c l"], mask: Bool[Array, "b c l"]) -> Float[Array, "b c l d"]:
+    """The captions of every row through a text encoder."""
+    b, c, length = tokens.shape
+    return encoder(tokens.reshape(b * c, length), mask.reshape(b * c, length)).reshape(b, c, length, -1)
 
 
 def check_fit(transformer: TransformerConfig, text: TextEncoderConfig | None) -> None:

@@ -7,6 +7,7 @@ the batch is split.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,15 +19,17 @@ from walt.config import ConfigError
 from walt.diffusion import loss, parameterisation, process
 from walt.diffusion.conditions import TextCondition, draw_conditions
 from walt.diffusion.configs import DiffusionConfig
-from walt.diffusion.denoiser import Denoiser
+from walt.diffusion.denoiser import Denoiser, encode_captions
 from walt.text.config import TextEncoderConfig
+from walt.text.encoder import make_encoder
 from walt.training.module import Functional
 from walt.training.state import TrainState
 from walt.training.task import Batch, RowCost, Tree
 from walt.transformer.config import TransformerConfig
 from walt.transformer.flops import transformer_flops
 
-MakeDenoiser = Callable[[TransformerConfig, TextEncoderConfig | None, nnx.Rngs], nnx.Module]
+MakeDenoiser = Callable[..., nnx.Module]
+TEXT_ENCODER = "text_encoder"  # where a frozen one lies in `extra`
 
 
 class DiffusionTask:
@@ -38,8 +41,11 @@ class DiffusionTask:
         text: TextEncoderConfig | None,
         diffusion: DiffusionConfig,
         make_denoiser: MakeDenoiser = Denoiser,
+        *,
+        freeze_text: bool = False,
     ):
-        """`make_denoiser` builds another module with the interface of `Denoiser`.
+        """`make_denoiser` builds another module with the interface of `Denoiser`. With `freeze_text` the weights of the text encoder
+        are no parameters but part of the run's `extra`, given when it starts.
 
         Raises:
           ConfigError: self-conditioning is trained at some rate but the transformer has no channels for it.
@@ -56,11 +62,18 @@ class DiffusionTask:
             )
         self.transformer, self.text, self.diffusion = transformer, text, diffusion
         self.schedule = diffusion.make_schedule(transformer.latent_shape)
+        self.text_encoder = None
+        if freeze_text and text is not None:
+            self.text_encoder = Functional(lambda rngs: make_encoder(text, rngs))
+            make_denoiser = partial(make_denoiser, has_encoder=False)
         self.denoiser = Functional(lambda rngs: make_denoiser(transformer, text, rngs))
 
     def init(self, key: jax.Array) -> tuple[dict[str, Tree], Tree]:
         """Fresh ({"model": parameters}, other variables)."""
         params, extra = self.denoiser.init(key)
+        if self.text_encoder is not None:
+            empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.text_encoder.abstract_params)
+            extra = {**extra, TEXT_ENCODER: empty}
         return {"model": params}, extra
 
     def gradients(
@@ -122,9 +135,11 @@ class DiffusionTask:
         x_t = alpha * x0 + sigma * noise
         seen, time = process.network_inputs(self.schedule, x_t, t)
 
+        encoder_weights = extra.get(TEXT_ENCODER)
+        extra = {name: value for name, value in extra.items() if name != TEXT_ENCODER}
         denoiser = self.denoiser.bind(params, extra)
         conditions = draw_conditions(self.transformer, self.diffusion, self.schedule, batch, row_keys)
-        conditions = conditions._replace(text=self._text(denoiser, batch, drop_keys))
+        conditions = conditions._replace(text=self._text(denoiser, encoder_weights, batch, drop_keys))
         previous_x0 = jnp.zeros_like(x0)
         if self.diffusion.self_conditioning_rate > 0:
             # Gradients are stopped at the inputs, not at the result, so that nothing of this pass is kept for the
@@ -137,9 +152,13 @@ class DiffusionTask:
         value = denoiser(seen, time, previous_x0, is_image=is_image, conditions=conditions)
         return loss.row_losses(self.diffusion, value, x_t, x0, noise, alpha, sigma, conditions.counted())
 
-    def _text(self, denoiser: Any, batch: Batch, keys: jax.Array) -> TextCondition | None:
+    def _text(self, denoiser: Any, encoder_weights: Tree | None, batch: Batch, keys: jax.Array) -> TextCondition | None:
         if self.text is None:
             return None
         tokens, mask = batch["caption_tokens"], batch["caption_mask"]
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.text_dropout, tokens.shape[1:2]))(keys)
-        return TextCondition(denoiser.embed_text(tokens, mask), mask, batch["caption_index"], drop)
+        if self.text_encoder is None or encoder_weights is None:
+            embeddings = denoiser.embed_text(tokens, mask)
+        else:
+            embeddings = encode_captions(self.text_encoder.bind(encoder_weights), tokens, mask)
+        return TextCondition(embeddings, mask, batch["caption_index"], drop)

@@ -63,7 +63,9 @@ class DiffusionExperiment:
     Attributes:
       autoencoder_path: the bundle or workdir whose latents these are; its checksum must be the data set's.
       autoencoder_checksum: filled in when training starts; a run only goes on, and is only sampled, with that encoder.
-      text: the encoder; a SentencePiece model of at most `vocab_size` pieces is trained on the captions of the data. None for
+      text_encoder_path: a bundle of `walt convert t5` or `minilm`: that encoder, frozen, in place of one that is trained; `text` and
+        `transformer.text_width` are then taken from it.
+      text: the encoder that is trained; a SentencePiece model of at most `vocab_size` pieces is trained on the captions of the data. None for
         a model of classes, or of nothing but videos.
       samples_every: steps between sample videos; 0 makes none.
       sample_prompts: what to show in them; by default captions of the held-out split, of as many labels as it has.
@@ -82,6 +84,7 @@ class DiffusionExperiment:
     heldout_every: int = 500
     samples_every: int = 0
     sample_prompts: tuple[str, ...] = ()
+    text_encoder_path: str | None = None
     init_from: InitRules | None = None
     autoencoder_checksum: str | None = None
     data_checksum: str | None = None

@@ -11,17 +11,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from walt.config import ConfigError, to_config_dict
+from walt.config import ConfigError, from_config_dict, to_config_dict
 from walt.data.loader import LatentLoader
 from walt.data.records import DatasetError, RecordSource, read_manifest
-from walt.diffusion.task import DiffusionTask
+from walt.diffusion.task import TEXT_ENCODER, DiffusionTask
 from walt.experiment.config import RUN_KEYS, DiffusionExperiment, resolved
 from walt.experiment.provenance import record_environment
 from walt.experiment.weights import check_same_tokens, initial_weights
 from walt.generation.bundle import TOKENIZER, Bundle, Component, encoder_checksum
 from walt.generation.pipeline import Pipeline
-from walt.generation.sources import open_autoencoder, whole_path
-from walt.text.tokenizer import Tokenizer
+from walt.generation.sources import open_autoencoder, open_text_encoder, whole_path
+from walt.text.config import TextEncoderConfig
+from walt.text.tokenizer import Tokenizer, WordPiece, read_tokenizer
 from walt.training.checkpoint import check_config, latest_step
 from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, train
@@ -39,10 +40,11 @@ def train_diffusion(
 ) -> TrainState:
     """Trains the tokenizer (once), then text encoder and transformer together."""
     autoencoder = open_autoencoder(experiment.autoencoder_path)
-    experiment = _with_classes(resolved(_with_autoencoder(experiment, autoencoder)))
+    frozen = open_text_encoder(experiment.text_encoder_path) if experiment.text_encoder_path else None
+    experiment = _with_classes(resolved(_with_autoencoder(_with_encoder(experiment, frozen), autoencoder)))
     if latest_step(workdir) is not None:  # a run of another kind has no tokenizer
         check_config(workdir, to_config_dict(experiment), MODEL_KEYS)
-    tokenizer = workdir_tokenizer(experiment, workdir)
+    tokenizer = workdir_tokenizer(experiment, workdir, frozen)
     task = diffusion_task(experiment)
 
     def start() -> Initial:
@@ -51,11 +53,12 @@ def train_diffusion(
             file = epath.Path(workdir) / TOKENIZER
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(tokenizer.model_bytes)
+        extra = None if frozen is None else {TEXT_ENCODER: frozen.components["text_encoder"].params}
         if experiment.init_from is None:
-            return Initial()
-        if tokenizer is not None:
+            return Initial(extra=extra)
+        if tokenizer is not None and frozen is None:
             check_same_tokens(experiment.init_from, tokenizer)
-        return Initial({"model": initial_weights(experiment.init_from, task.denoiser.abstract_params)})
+        return Initial({"model": initial_weights(experiment.init_from, task.denoiser.abstract_params)}, extra)
 
     return train(
         task,
@@ -92,6 +95,20 @@ def _with_autoencoder(experiment: DiffusionExperiment, autoencoder: Bundle) -> D
     return dataclasses.replace(experiment, autoencoder_path=whole_path(path), autoencoder_checksum=present)
 
 
+def _with_encoder(experiment: DiffusionExperiment, frozen: Bundle | None) -> DiffusionExperiment:
+    """The experiment with the shape of the frozen text encoder, if there is one, in place of that of a trained one."""
+    if frozen is None:
+        return experiment
+    text = from_config_dict(TextEncoderConfig, frozen.components["text_encoder"].config)
+    path = experiment.text_encoder_path
+    return dataclasses.replace(
+        experiment,
+        text=text,
+        transformer=dataclasses.replace(experiment.transformer, text_width=text.width),
+        text_encoder_path=path and whole_path(path),
+    )
+
+
 def _with_classes(experiment: DiffusionExperiment) -> DiffusionExperiment:
     """The experiment with the names of its classes, which are the labels of its data.
 
@@ -107,9 +124,11 @@ def _with_classes(experiment: DiffusionExperiment) -> DiffusionExperiment:
     return dataclasses.replace(experiment, diffusion=dataclasses.replace(experiment.diffusion, class_names=labels))
 
 
-def workdir_tokenizer(experiment: DiffusionExperiment, workdir: epath.PathLike) -> Tokenizer | None:
-    """The tokenizer of a run that has begun; for a new one it is made of the captions of the training split. None for a
-    model that reads no text.
+def workdir_tokenizer(
+    experiment: DiffusionExperiment, workdir: epath.PathLike, frozen: Bundle | None = None
+) -> Tokenizer | WordPiece | None:
+    """The tokenizer of a run that has begun; for a new one it is that of the frozen text encoder, or is made of the captions of
+    the training split. None for a model that reads no text.
 
     Making it gives the same pieces every time, so every process of a job may do so. Raises `ConfigError` if the run has
     lost its own.
@@ -122,7 +141,9 @@ def workdir_tokenizer(experiment: DiffusionExperiment, workdir: epath.PathLike) 
             raise ConfigError(
                 f"{file} is missing, and the run in {workdir} cannot go on without it: put it back, or choose another workdir"
             )
-        return Tokenizer(file.read_bytes())
+        return read_tokenizer(file.read_bytes())
+    if frozen is not None and frozen.tokenizer is not None:
+        return read_tokenizer(frozen.tokenizer)
     captions = sorted({caption for record in _records(experiment) for caption in record["captions"]})
     return Tokenizer.train(captions, experiment.text.vocab_size)
 
@@ -134,10 +155,11 @@ def _records(experiment: DiffusionExperiment) -> Iterator[dict[str, Any]]:
 
 def diffusion_task(experiment: DiffusionExperiment) -> DiffusionTask:
     """The task of an experiment."""
-    return DiffusionTask(experiment.transformer, experiment.text, experiment.diffusion)
+    frozen = experiment.text_encoder_path is not None
+    return DiffusionTask(experiment.transformer, experiment.text, experiment.diffusion, freeze_text=frozen)
 
 
-def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | None, split: str) -> LatentLoader:
+def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | WordPiece | None, split: str) -> LatentLoader:
     """This process's loader of latents with tokenized captions, classes, or both."""
     config, classes = dataclasses.replace(experiment.data, split=split), experiment.diffusion.class_names
     return LatentLoader(
@@ -146,7 +168,7 @@ def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | None, 
 
 
 def _evaluators(
-    experiment: DiffusionExperiment, task: DiffusionTask, tokenizer: Tokenizer | None, autoencoder: Bundle
+    experiment: DiffusionExperiment, task: DiffusionTask, tokenizer: Tokenizer | WordPiece | None, autoencoder: Bundle
 ) -> list[Evaluator]:
     evaluators: list[Evaluator] = []
     has_heldout = "heldout" in read_manifest(experiment.data.path).splits
@@ -177,14 +199,15 @@ class SampleVideos:
     """An `Evaluator` that samples a few prompts with the averaged weights, for TensorBoard."""
 
     experiment: DiffusionExperiment
-    tokenizer: Tokenizer | None
+    tokenizer: Tokenizer | WordPiece | None
     autoencoder: Bundle
     prompts: Sequence[str]
     every: int
     name: str = "samples"
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
-        params = jax.tree.map(np.asarray, state.averaged_params()["model"])
+        frozen = {TEXT_ENCODER: state.extra[TEXT_ENCODER]} if self.experiment.text_encoder_path else {}
+        params = jax.tree.map(np.asarray, {**frozen, **state.averaged_params()["model"]})
         return {"videos": Pipeline(self._bundle(params)).generate(list(self.prompts))}
 
     def _bundle(self, params: dict) -> Bundle:

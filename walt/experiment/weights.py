@@ -11,7 +11,7 @@ from tqdm import tqdm
 from walt.config import ConfigError
 from walt.generation.init_from import InitRules, init_from
 from walt.generation.sources import open_bundle
-from walt.text.tokenizer import Tokenizer
+from walt.text.tokenizer import Tokenizer, WordPiece, read_tokenizer
 from walt.training.task import Tree
 
 
@@ -26,12 +26,12 @@ def initial_weights(rules: InitRules, abstract: Mapping[str, Tree]) -> dict[str,
     return params
 
 
-def check_same_tokens(rules: InitRules, tokenizer: Tokenizer) -> None:
+def check_same_tokens(rules: InitRules, tokenizer: Tokenizer | WordPiece) -> None:
     """`ConfigError` if the rules take a text encoder that was trained with other tokens than `tokenizer` has."""
     stored = open_bundle(rules.path).tokenizer
     taken = not any(re.search(pattern, "text_encoder/embedding") for pattern in rules.skip)
     # Not the bytes of the files: those also hold how the model was trained, which changes no id.
-    if taken and stored and Tokenizer(stored).pieces != tokenizer.pieces:
+    if taken and stored and read_tokenizer(stored).pieces != tokenizer.pieces:
         raise ConfigError(
             f"init_from {rules.path}: its text encoder was trained with other tokens than these captions give; "
             "leave it out with init_from.skip=('text_encoder',)"

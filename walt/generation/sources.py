@@ -61,6 +61,14 @@ def open_autoencoder(path: epath.PathLike, weights: Weights = "ema") -> Bundle:
     return bundle
 
 
+def open_text_encoder(path: epath.PathLike) -> Bundle:
+    """`open_bundle` for who needs a text encoder; raises `BundleError` if there is none in it, or no tokenizer."""
+    bundle = open_bundle(path)
+    if "text_encoder" not in bundle.components or bundle.tokenizer is None:
+        raise BundleError(f"{path} holds no text encoder with its tokenizer but {', '.join(bundle.components)}")
+    return bundle
+
+
 def whole_path(path: epath.PathLike) -> str:
     """The path under which `open_bundle` finds the same model from any folder."""
     return str(path) if str(path) in shipped_bundles() else str(epath.Path(path).resolve())
@@ -101,9 +109,8 @@ def _denoiser_bundle(
 ) -> Bundle:
     first_stage = _autoencoder_of(workdir, str(config.autoencoder_path), config.get("autoencoder_checksum"))
     configs = {"transformer": config.transformer, "text_encoder": config.text}
-    components = {
-        name: Component(_plain(configs[name]), params[name], extra.get(name, {})) for name in configs if name in params
-    }
+    weights = {**extra, **params}  # a frozen text encoder is no parameter of the run
+    components = {name: Component(_plain(configs[name]), weights[name]) for name in configs if name in weights}
     tokenizer = None
     if "text_encoder" in components:
         try:

@@ -93,6 +93,12 @@ class WordPiece:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The piece of every id."""
+        ids = self._tokenizer.get_vocab()
+        return tuple(sorted(ids, key=ids.__getitem__))
+
     def __call__(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n l"], Bool[np.ndarray, "n l"]]:
         """(ids, mask) of texts cut or padded to `length` tokens, first and last token included."""
         ids, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
