@@ -16,7 +16,7 @@ from walt import command
 
 COMMANDS = {
     "quickstart": "the whole path on this machine: record footage, train, sample, evaluate, report",
-    "prepare": "make a data set: atari, video_folder, tfds, film, latents",
+    "prepare": "make a data set: atari, video_folder, tfds, film, latents, text",
     "train": "train an autoencoder or a diffusion transformer from a config",
     "sample": "make videos from a prompt",
     "reconstruct": "send a video through the autoencoder and back",

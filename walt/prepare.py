@@ -5,6 +5,7 @@
     walt prepare tfds         --output=data/ucf --directory=DIR        a data set of tensorflow-datasets
     walt prepare film         --output=data/film                       shots of Big Buck Bunny, which it downloads
     walt prepare latents      --output=data/latents --input=data/atari --autoencoder=BUNDLE
+    walt prepare text         --output=data/embedded --input=data/latents --encoder=BUNDLE
 
 A finished folder is left as it is if the same is asked for again, and never overwritten.
 """
@@ -25,6 +26,7 @@ RECIPES = {
     "tfds": ("walt.data.recipes.tfds", "TfdsConfig"),
     "film": ("walt.data.recipes.film", "FilmConfig"),
     "latents": ("walt.prepare", "LatentsConfig"),
+    "text": ("walt.prepare", "TextConfig"),
 }
 
 
@@ -38,10 +40,20 @@ class LatentsConfig:
     limit: int = option("Encode at most that many clips of each split, evenly spaced; 0: all.", default=0)
 
 
-def prepare(config: LatentsConfig) -> None:
-    """Encodes the clips of a data set; the job needs models, so it lives in walt.experiment, which imports jax."""
-    latents = importlib.import_module("walt.experiment.latents")
-    latents.prepare(**vars(config))
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Flags of `walt prepare text`."""
+
+    output: str = option("Folder to write; must be absent, empty, or hold just this data set.")
+    input: str = option("Folder of a prepared data set of latents.")
+    encoder: str = option("Bundle of the text encoder that embeds their captions (walt convert t5 or minilm).")
+    length: int = option("Tokens per caption, padded or cut; the diffusion.caption_length of the run.", default=24)
+
+
+def prepare(config: LatentsConfig | TextConfig) -> None:
+    """Runs a job that needs models: those live in walt.experiment, which imports jax."""
+    name = "latents" if isinstance(config, LatentsConfig) else "texts"
+    importlib.import_module(f"walt.experiment.{name}").prepare(**vars(config))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -76,12 +76,19 @@ def test_other_predictions_have_finite_losses_too(params):
 
 def test_a_frozen_text_encoder_is_used_and_has_no_gradient(params):
     """The same losses as with the encoder among the parameters, of which it is none."""
-    frozen = DiffusionTask(TRANSFORMER, TEXT, DIFFUSION, freeze_text=True)
+    frozen = DiffusionTask(TRANSFORMER, TEXT, DIFFUSION, text_source="frozen")
     weights, rest = {"text_encoder": params["text_encoder"]}, {"transformer": params["transformer"]}
     start, extra = jax.eval_shape(frozen.init, jax.random.key(0))
     assert jax.tree.structure((start["model"], extra)) == jax.tree.structure((rest, weights))
     run = lambda task, params, extra: jax.jit(task.row_losses)(params, extra, make_batch(), jax.random.key(0))  # noqa: E731
     np.testing.assert_allclose(run(frozen, rest, weights), run(TASK, params, {}), rtol=1e-5)
+    prepared = DiffusionTask(TRANSFORMER, TEXT, DIFFUSION, text_source="prepared")
+    batch = make_batch()
+    tokens, mask = batch.pop("caption_tokens"), batch["caption_mask"]
+    batch["text_embeddings"] = TASK.denoiser.bind(params).embed_text(jnp.asarray(tokens), jnp.asarray(mask))
+    assert batch.keys() == prepared.batch_spec().keys()
+    found = jax.jit(prepared.row_losses)(rest, {}, batch, jax.random.key(0))
+    np.testing.assert_allclose(found, run(TASK, params, {}), rtol=1e-5)
     silent = jax.tree.map(jnp.zeros_like, weights)
     assert np.abs(run(frozen, rest, silent) - run(frozen, rest, weights)).max() > 1e-4
 

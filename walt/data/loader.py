@@ -191,10 +191,12 @@ class _Latent:
     latents: np.ndarray  # [F,h,w,c] of a video, [h,w,c] of a still
     captions: list[str]
     label: str
+    text: Sequence[np.ndarray]  # per caption [L,D]
+    text_mask: Sequence[np.ndarray]  # per caption [L]
 
     @property
     def nbytes(self) -> int:
-        return self.latents.nbytes
+        return self.latents.nbytes + sum(array.nbytes for array in (*self.text, *self.text_mask))
 
 
 class LatentLoader(_Loader):
@@ -203,11 +205,13 @@ class LatentLoader(_Loader):
     {"latents": float32 [B,F,h,w,c], "is_image": bool [B], "fps": float32 [B], "row": int32 [B]}; with captions
     {"caption_tokens": int32 [B,F,L], "caption_mask": bool [B,F,L], "caption_index": int32 [B,F]}, where the caption of a
     video stands in slot 0 (the other slots are padding) and every frame points to it, and each still of an image row has its
-    own; with classes {"class_label": int32 [B,F]}.
+    own; with captions that are embedded already {"text_embeddings": float32 [B,F,L,D]} in place of tokens; with classes
+    {"class_label": int32 [B,F]}.
 
     Args:
       config: what to load.
-      tokenize: picklable (texts, length) -> (int32 [n,L], bool [n,L]); None for no captions.
+      tokenize: picklable (texts, length) -> (int32 [n,L], bool [n,L]); None for no captions, or for those that `walt prepare
+        text` embedded, if the data set has any.
       class_names: the labels of the records in order; empty for no classes.
       process_index, process_count: which contiguous part of every global batch is this process's.
 
@@ -237,6 +241,7 @@ class LatentLoader(_Loader):
         if config.image_rows and not self._images_shape[0]:
             raise records.DatasetError(f"{config.path} holds no stills, so image_fraction must be 0.")
         self._tokenize = tokenize
+        self._text_shape = shapes.get("text") if tokenize is None else None
         self._classes = {name: number for number, name in enumerate(class_names)}
         self._order = Order(
             config.seed,
@@ -252,12 +257,14 @@ class LatentLoader(_Loader):
         rows, (frames, length) = len(ids), (self._video_shape[0], self.config.caption_length)
         is_image = self._order.is_image[self._rows.start : self._rows.stop]
         latents = np.empty((rows, *self._video_shape), np.float32)
-        used, texts, classes = ids >= 0, [], np.zeros((rows, frames), np.int32)
+        used, texts, embedded, classes = ids >= 0, [], [], np.zeros((rows, frames), np.int32)
         for local, slot in np.argwhere(used):
             row = self._rows[local]
             example = self._example(step, row, int(slot), int(ids[local, slot]))
             latents[local, slot if is_image[local] else slice(None)] = example.latents
-            texts.append(example.captions[self._order.caption(step, row, int(slot), len(example.captions))])
+            caption = self._order.caption(step, row, int(slot), len(example.captions))
+            texts.append(example.captions[caption])
+            embedded.append((local, slot, example.text[caption], example.text_mask[caption]))
             if self._classes:
                 classes[local, slot if is_image[local] else slice(None)] = self._classes[example.label]
         batch = {
@@ -268,15 +275,18 @@ class LatentLoader(_Loader):
         }
         if self._classes:
             batch["class_label"] = classes
+        index = np.where(is_image[:, None], np.arange(frames), 0).astype(np.int32)
+        if self._text_shape is not None:
+            embeddings = np.zeros((rows, frames, *self._text_shape), np.float32)
+            mask = np.zeros((rows, frames, self._text_shape[0]), bool)
+            for local, slot, text, real in embedded:
+                embeddings[local, slot], mask[local, slot] = text, real
+            batch |= {"text_embeddings": embeddings, "caption_mask": mask, "caption_index": index}
         if self._tokenize is not None:
             tokens = np.zeros((rows, frames, length), np.int32)
             mask = np.zeros((rows, frames, length), bool)
             tokens[used], mask[used] = self._tokenize(texts, length)
-            batch |= {
-                "caption_tokens": tokens,
-                "caption_mask": mask,
-                "caption_index": np.where(is_image[:, None], np.arange(frames), 0).astype(np.int32),
-            }
+            batch |= {"caption_tokens": tokens, "caption_mask": mask, "caption_index": index}
         return batch
 
     def _decode(self, example: int, is_image: bool) -> _Latent:
@@ -299,7 +309,25 @@ class LatentLoader(_Loader):
                 f"Latents {record.get('id')!r} have the label {label!r}, which is none of the model's {len(self._classes)} classes."
             )
         # A view of one still would keep the bytes of all stills of the record alive, which the cache does not count.
-        return _Latent(values[still].copy() if is_image else values, captions, label)
+        return _Latent(values[still].copy() if is_image else values, captions, label, *self._text_of(record))
+
+    def _text_of(self, record: dict[str, Any]) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
+        """The embedded captions of a record and their masks."""
+        count = len(record["captions"])
+        if self._text_shape is None:
+            return [np.zeros(0)] * count, [np.zeros(0)] * count
+        length, width = self._text_shape
+        text = _rows(_field(record, "text", bytes), np.float16, (length, width))
+        mask = _rows(_field(record, "text_mask", bytes), bool, (length,))
+        if not len(text) == len(mask) == count:
+            raise records.DatasetError(
+                f"Latents {record.get('id')!r} have {count} captions, of which {len(text)} are embedded."
+            )
+        return list(text), list(mask)
+
+
+def _rows(data: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    return np.frombuffer(data, dtype).reshape(-1, *shape)
 
 
 def _field(record: dict[str, Any], name: str, kind: type) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from walt.training.task import Batch, RowCost, Tree
 from walt.transformer.config import TransformerConfig
 from walt.transformer.flops import transformer_flops
 
+TextSource = Literal["trained", "frozen", "prepared"]
 MakeDenoiser = Callable[..., nnx.Module]
 TEXT_ENCODER = "text_encoder"  # where a frozen one lies in `extra`
 
@@ -42,10 +43,10 @@ class DiffusionTask:
         diffusion: DiffusionConfig,
         make_denoiser: MakeDenoiser = Denoiser,
         *,
-        freeze_text: bool = False,
+        text_source: TextSource = "trained",
     ):
-        """`make_denoiser` builds another module with the interface of `Denoiser`. With `freeze_text` the weights of the text encoder
-        are no parameters but part of the run's `extra`, given when it starts.
+        """`make_denoiser` builds another module with the interface of `Denoiser`. The text encoder is `trained` with it; or `frozen`,
+        its weights no parameters but part of the run's `extra`, given when it starts; or has `prepared` the captions of the data.
 
         Raises:
           ConfigError: self-conditioning is trained at some rate but the transformer has no channels for it.
@@ -62,10 +63,11 @@ class DiffusionTask:
             )
         self.transformer, self.text, self.diffusion = transformer, text, diffusion
         self.schedule = diffusion.make_schedule(transformer.latent_shape)
-        self.text_encoder = None
-        if freeze_text and text is not None:
-            self.text_encoder = Functional(lambda rngs: make_encoder(text, rngs))
+        self.text_source, self.text_encoder = text_source, None
+        if text is not None and text_source != "trained":
             make_denoiser = partial(make_denoiser, has_encoder=False)
+        if text is not None and text_source == "frozen":
+            self.text_encoder = Functional(lambda rngs: make_encoder(text, rngs))
         self.denoiser = Functional(lambda rngs: make_denoiser(transformer, text, rngs))
 
     def init(self, key: jax.Array) -> tuple[dict[str, Tree], Tree]:
@@ -100,8 +102,12 @@ class DiffusionTask:
             "row": ((), jnp.int32),
         }
         if self.text is not None:
-            shapes["caption_tokens"] = ((frames, self.diffusion.caption_length), jnp.int32)
-            shapes["caption_mask"] = ((frames, self.diffusion.caption_length), jnp.bool_)
+            slots = (frames, self.diffusion.caption_length)
+            if self.text_source == "prepared":
+                shapes["text_embeddings"] = ((*slots, self.text.width), jnp.float32)
+            else:
+                shapes["caption_tokens"] = (slots, jnp.int32)
+            shapes["caption_mask"] = (slots, jnp.bool_)
             shapes["caption_index"] = ((frames,), jnp.int32)
         if self.transformer.num_classes is not None:
             shapes["class_label"] = ((frames,), jnp.int32)
@@ -155,10 +161,12 @@ class DiffusionTask:
     def _text(self, denoiser: Any, encoder_weights: Tree | None, batch: Batch, keys: jax.Array) -> TextCondition | None:
         if self.text is None:
             return None
-        tokens, mask = batch["caption_tokens"], batch["caption_mask"]
-        drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.text_dropout, tokens.shape[1:2]))(keys)
-        if self.text_encoder is None or encoder_weights is None:
-            embeddings = denoiser.embed_text(tokens, mask)
+        mask = batch["caption_mask"]
+        drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.text_dropout, mask.shape[1:2]))(keys)
+        if self.text_source == "prepared":
+            embeddings = batch["text_embeddings"]
+        elif self.text_encoder is not None and encoder_weights is not None:
+            embeddings = encode_captions(self.text_encoder.bind(encoder_weights), batch["caption_tokens"], mask)
         else:
-            embeddings = encode_captions(self.text_encoder.bind(encoder_weights), tokens, mask)
+            embeddings = denoiser.embed_text(batch["caption_tokens"], mask)
         return TextCondition(embeddings, mask, batch["caption_index"], drop)

@@ -15,6 +15,7 @@ from walt.config import ConfigError, from_config_dict, nearest
 from walt.data.loader import LoaderConfig
 from walt.data.records import read_manifest
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
+from walt.diffusion.task import TextSource
 from walt.generation.init_from import InitRules
 from walt.generation.sources import whole_path
 from walt.text.config import TextEncoderConfig
@@ -64,12 +65,13 @@ class DiffusionExperiment:
       autoencoder_path: the bundle or workdir whose latents these are; its checksum must be the data set's.
       autoencoder_checksum: filled in when training starts; a run only goes on, and is only sampled, with that encoder.
       text_encoder_path: a bundle of `walt convert t5` or `minilm`: that encoder, frozen, in place of one that is trained; `text` and
-        `transformer.text_width` are then taken from it.
+        `transformer.text_width` are then taken from it. Captions that it embedded beforehand (`walt prepare text`) are used as they are.
       text: the encoder that is trained; a SentencePiece model of at most `vocab_size` pieces is trained on the captions of the data. None for
         a model of classes, or of nothing but videos.
       samples_every: steps between sample videos; 0 makes none.
       sample_prompts: what to show in them; by default captions of the held-out split, of as many labels as it has.
       init_from: start from a bundle's weights, with a fresh optimiser.
+      text_encoder_checksum, text_source: filled in when training starts; a run is only sampled with that encoder.
       data_checksum: filled in when training starts; a run only goes on with that data, wherever it lies.
       data_fps: filled in when training starts, frames per second of the clips: videos are to be played so.
     """
@@ -85,6 +87,8 @@ class DiffusionExperiment:
     samples_every: int = 0
     sample_prompts: tuple[str, ...] = ()
     text_encoder_path: str | None = None
+    text_encoder_checksum: str | None = None
+    text_source: TextSource = "trained"
     init_from: InitRules | None = None
     autoencoder_checksum: str | None = None
     data_checksum: str | None = None

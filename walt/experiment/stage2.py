@@ -18,7 +18,7 @@ from walt.diffusion.task import TEXT_ENCODER, DiffusionTask
 from walt.experiment.config import RUN_KEYS, DiffusionExperiment, resolved
 from walt.experiment.provenance import record_environment
 from walt.experiment.weights import check_same_tokens, initial_weights
-from walt.generation.bundle import TOKENIZER, Bundle, Component, encoder_checksum
+from walt.generation.bundle import TOKENIZER, Bundle, Component, encoder_checksum, text_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_autoencoder, open_text_encoder, whole_path
 from walt.text.config import TextEncoderConfig
@@ -29,7 +29,15 @@ from walt.training.loop import Initial, train
 from walt.training.state import TrainState
 from walt.training.task import Evaluator
 
-MODEL_KEYS = (*RUN_KEYS, "transformer", "text", "diffusion", "autoencoder_checksum")
+MODEL_KEYS = (
+    *RUN_KEYS,
+    "transformer",
+    "text",
+    "diffusion",
+    "autoencoder_checksum",
+    "text_encoder_checksum",
+    "text_source",
+)
 
 
 def train_diffusion(
@@ -53,7 +61,9 @@ def train_diffusion(
             file = epath.Path(workdir) / TOKENIZER
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(tokenizer.model_bytes)
-        extra = None if frozen is None else {TEXT_ENCODER: frozen.components["text_encoder"].params}
+        extra = None
+        if frozen is not None and experiment.text_source == "frozen":
+            extra = {TEXT_ENCODER: frozen.components["text_encoder"].params}
         if experiment.init_from is None:
             return Initial(extra=extra)
         if tokenizer is not None and frozen is None:
@@ -67,7 +77,7 @@ def train_diffusion(
         workdir,
         resolved_config=to_config_dict(experiment),
         model_keys=MODEL_KEYS,
-        evaluators=_evaluators(experiment, task, tokenizer, autoencoder),
+        evaluators=_evaluators(experiment, task, tokenizer, autoencoder, frozen),
         on_start=start,
         profile=profile,
         devices=devices,
@@ -96,9 +106,26 @@ def _with_autoencoder(experiment: DiffusionExperiment, autoencoder: Bundle) -> D
 
 
 def _with_encoder(experiment: DiffusionExperiment, frozen: Bundle | None) -> DiffusionExperiment:
-    """The experiment with the shape of the frozen text encoder, if there is one, in place of that of a trained one."""
+    """The experiment with the shape of the frozen text encoder, if there is one, in place of that of a trained one.
+
+    Raises `DatasetError` if the data hold captions that another encoder embedded, `ConfigError` if it gave them another length.
+    """
+    manifest = read_manifest(experiment.data.path)
     if frozen is None:
         return experiment
+    checksum = text_checksum(frozen)
+    if "text" in manifest.shapes:
+        if manifest.extra.get("text_encoder") != checksum:
+            raise DatasetError(
+                f"the captions in {experiment.data.path} were embedded by another encoder than {experiment.text_encoder_path}; embed them "
+                "again with `walt prepare text`"
+            )
+        length = manifest.shapes["text"][0]
+        if length != experiment.diffusion.caption_length:
+            raise ConfigError(
+                f"diffusion.caption_length is {experiment.diffusion.caption_length}, but the captions in {experiment.data.path} were embedded "
+                f"with {length} tokens; set it, and data.caption_length, to that"
+            )
     text = from_config_dict(TextEncoderConfig, frozen.components["text_encoder"].config)
     path = experiment.text_encoder_path
     return dataclasses.replace(
@@ -106,6 +133,8 @@ def _with_encoder(experiment: DiffusionExperiment, frozen: Bundle | None) -> Dif
         text=text,
         transformer=dataclasses.replace(experiment.transformer, text_width=text.width),
         text_encoder_path=path and whole_path(path),
+        text_encoder_checksum=checksum,
+        text_source="prepared" if "text" in manifest.shapes else "frozen",
     )
 
 
@@ -155,20 +184,27 @@ def _records(experiment: DiffusionExperiment) -> Iterator[dict[str, Any]]:
 
 def diffusion_task(experiment: DiffusionExperiment) -> DiffusionTask:
     """The task of an experiment."""
-    frozen = experiment.text_encoder_path is not None
-    return DiffusionTask(experiment.transformer, experiment.text, experiment.diffusion, freeze_text=frozen)
+    return DiffusionTask(
+        experiment.transformer, experiment.text, experiment.diffusion, text_source=experiment.text_source
+    )
 
 
 def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | WordPiece | None, split: str) -> LatentLoader:
     """This process's loader of latents with tokenized captions, classes, or both."""
     config, classes = dataclasses.replace(experiment.data, split=split), experiment.diffusion.class_names
+    if experiment.text_source == "prepared":
+        tokenizer = None  # the captions of the data are embedded already
     return LatentLoader(
         config, tokenizer, classes, process_index=jax.process_index(), process_count=jax.process_count()
     )
 
 
 def _evaluators(
-    experiment: DiffusionExperiment, task: DiffusionTask, tokenizer: Tokenizer | WordPiece | None, autoencoder: Bundle
+    experiment: DiffusionExperiment,
+    task: DiffusionTask,
+    tokenizer: Tokenizer | WordPiece | None,
+    autoencoder: Bundle,
+    frozen: Bundle | None,
 ) -> list[Evaluator]:
     evaluators: list[Evaluator] = []
     has_heldout = "heldout" in read_manifest(experiment.data.path).splits
@@ -178,7 +214,8 @@ def _evaluators(
         split = "heldout" if has_heldout else experiment.data.split
         names = experiment.diffusion.class_names[:8] if tokenizer is None else _first_captions(experiment, split)
         prompts = experiment.sample_prompts or names
-        evaluators.append(SampleVideos(experiment, tokenizer, autoencoder, tuple(prompts), experiment.samples_every))
+        every = experiment.samples_every
+        evaluators.append(SampleVideos(experiment, tokenizer, autoencoder, frozen, tuple(prompts), every))
     return evaluators
 
 
@@ -201,13 +238,13 @@ class SampleVideos:
     experiment: DiffusionExperiment
     tokenizer: Tokenizer | WordPiece | None
     autoencoder: Bundle
+    frozen: Bundle | None
     prompts: Sequence[str]
     every: int
     name: str = "samples"
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
-        frozen = {TEXT_ENCODER: state.extra[TEXT_ENCODER]} if self.experiment.text_encoder_path else {}
-        params = jax.tree.map(np.asarray, {**frozen, **state.averaged_params()["model"]})
+        params = jax.tree.map(np.asarray, state.averaged_params()["model"])
         return {"videos": Pipeline(self._bundle(params)).generate(list(self.prompts))}
 
     def _bundle(self, params: dict) -> Bundle:
@@ -216,7 +253,9 @@ class SampleVideos:
             **self.autoencoder.components,
             "transformer": Component(dataclasses.asdict(experiment.transformer), params["transformer"]),
         }
-        if experiment.text is not None:
+        if self.frozen is not None:
+            components["text_encoder"] = self.frozen.components["text_encoder"]
+        elif experiment.text is not None:
             components["text_encoder"] = Component(dataclasses.asdict(experiment.text), params["text_encoder"])
         return Bundle(
             components,

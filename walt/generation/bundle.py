@@ -67,8 +67,18 @@ class Bundle:
 
 def encoder_checksum(autoencoder: Component) -> str:
     """SHA-256 over all that latents depend on: names and float32 values of the encoder's arrays and the statistics."""
+    return _checksum({"encoder": autoencoder.params["encoder"], "extra": autoencoder.extra})
+
+
+def text_checksum(encoder: Bundle) -> str:
+    """SHA-256 over all that text embeddings depend on: the encoder's arrays and its tokenizer."""
+    tokenizer = hashlib.sha256(encoder.tokenizer or b"").hexdigest()
+    return _checksum({f"tokenizer {tokenizer}": np.zeros(()), "encoder": encoder.components["text_encoder"].params})
+
+
+def _checksum(tree: Tree) -> str:
     digest = hashlib.sha256()
-    for name, array in flatten({"encoder": autoencoder.params["encoder"], "extra": autoencoder.extra}).items():
+    for name, array in flatten(tree).items():
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(array, np.float32).tobytes())
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from walt.generation.bundle import (
     encoder_checksum,
     is_bundle,
     read_bundle,
+    text_checksum,
 )
 
 SHIPPED = Path(__file__).resolve().parents[1] / "_bundles"
@@ -111,6 +112,8 @@ def _denoiser_bundle(
     configs = {"transformer": config.transformer, "text_encoder": config.text}
     weights = {**extra, **params}  # a frozen text encoder is no parameter of the run
     components = {name: Component(_plain(configs[name]), weights[name]) for name in configs if name in weights}
+    if config.get("text_source") == "prepared":
+        components["text_encoder"] = _text_encoder_of(workdir, config).components["text_encoder"]
     tokenizer = None
     if "text_encoder" in components:
         try:
@@ -127,6 +130,20 @@ def _denoiser_bundle(
         licences=first_stage.licences,
         card=card,
     )
+
+
+def _text_encoder_of(workdir: epath.Path, config: ConfigDict) -> Bundle:
+    """The encoder that embedded the captions of a run's data, which the run itself does not hold."""
+    path = str(config.text_encoder_path)
+    try:
+        bundle = open_text_encoder(path)
+    except BundleError as error:
+        raise BundleError(f"the text encoder of {workdir}: {error}") from error
+    if text_checksum(bundle) != config.text_encoder_checksum:
+        raise BundleError(
+            f"the text encoder of {workdir}: {path} has changed since the run began, so it no longer fits"
+        )
+    return bundle
 
 
 def _autoencoder_of(workdir: epath.Path, path: str, checksum: str | None) -> Bundle:
