@@ -64,10 +64,14 @@ def encode(folder):
 def test_every_caption_is_embedded_as_alone(folder, encode):
     manifest = records.read_manifest(folder / "embedded")
     assert manifest.shapes["text"] == (LENGTH, 24) and manifest.splits["train"].count == 40
-    source, before = (records.RecordSource(folder / name, "train") for name in ("embedded", "latents"))
-    for index in (0, 1, 39):
-        record = source[index]
-        assert record["video"] == before[index]["video"] and record["captions"] == before[index]["captions"]
+    found, before = (
+        {record["id"]: record for record in map(source.__getitem__, range(40))}
+        for source in (records.RecordSource(folder / name, "train") for name in ("embedded", "latents"))
+    )
+    assert found.keys() == before.keys()
+    for name in ("0", "1", "38"):
+        record = found[name]
+        assert record["video"] == before[name]["video"] and record["captions"] == before[name]["captions"]
         text = np.frombuffer(record["text"], np.float16).reshape(-1, LENGTH, 24)
         mask = np.frombuffer(record["text_mask"], bool).reshape(-1, LENGTH)
         assert len(text) == len(mask) == len(record["captions"])
