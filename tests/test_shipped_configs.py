@@ -108,6 +108,7 @@ def test_decoding_mirrors_encoding(name):
         ("classes/dit_xl2", 675),
         ("classes/uvit_h2", 501),
         ("frames/k600", 313),
+        ("t2v/base_3b", 3100),
     ],
 )
 def test_published_sizes(name, millions):

@@ -37,6 +37,9 @@ class Arguments:
     width: int | None = command.flag("Width in pixels; by default that of the model.", default=None)
     steps: int | None = command.flag("Denoising steps; by default the model's.", default=None)
     guidance: float | None = command.flag("How strongly to follow the prompt (1: no guidance).", default=None)
+    solver: str | None = command.flag(
+        "ddim, ddpm, dpmpp_2m, heun, flow_euler or flow_heun; by default the model's.", default=None
+    )
     seed: int = command.flag("The same seed gives the same video.", default=0)
     negative_prompt: str | None = command.flag("What to steer away from.", default=None)
     fps: float | None = command.flag("Frames per second of the file; by default the model's.", default=None)
@@ -66,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
     pipeline = load(arguments.checkpoint)
     print(f"{arguments.checkpoint}: {pipeline.describe()}")
-    names = ("num_frames", "height", "width", "steps", "guidance", "seed", "negative_prompt")
+    names = ("num_frames", "height", "width", "steps", "guidance", "solver", "seed", "negative_prompt")
     start = time.monotonic()
     videos = pipeline.generate(prompts, **{name: getattr(arguments, name) for name in names})
     steps, guidance = arguments.steps or pipeline.sampler.steps, pipeline.sampler.guidance

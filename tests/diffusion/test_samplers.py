@@ -49,7 +49,7 @@ def draw(steps, count, schedule=None, prediction="v", seed=0, **options):
     ("prediction", "options"),
     [
         pytest.param("v", {}, id="v-eta 0"),
-        pytest.param("v", {"eta": 1.0}, id="v-eta 1"),
+        pytest.param("v", {"eta": 1.0}, id="v-eta 1", marks=pytest.mark.slow),
         pytest.param("v", {"eta": 0.5}, id="v-eta half", marks=pytest.mark.slow),
         pytest.param("v", {"spacing": "linspace"}, id="v-linspace"),
         pytest.param("x0", {}, id="x0-eta 0"),

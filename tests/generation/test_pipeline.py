@@ -50,7 +50,13 @@ def test_a_prompt_does_not_depend_on_the_others_or_on_the_batch_size(pipeline, b
 
 
 def test_every_argument_matters(pipeline, ball):
-    changes = [{"steps": 3}, {"guidance": 1.0}, {"guidance": 5.0}, {"negative_prompt": "the green paddle waits"}]
+    changes = [
+        {"steps": 3},
+        {"solver": "dpmpp_2m"},
+        {"guidance": 1.0},
+        {"guidance": 5.0},
+        {"negative_prompt": "the green paddle waits"},
+    ]
     for change in changes:
         assert not close(pipeline.generate(BALL, seed=3, **change), ball), change
     assert not close(pipeline.generate(BOX, seed=3), ball)
@@ -95,6 +101,8 @@ BAD = [
     ({"width": 16.0}, "width must be a positive integer, got 16.0"),
     ({"steps": 2000}, "steps: 2000 is out of range"),
     ({"steps": True}, "steps must be a positive integer"),
+    ({"solver": "rk4"}, "solver: unknown solver 'rk4', expected one of ddim, ddpm"),
+    ({"solver": "heun"}, "use 'flow_heun'"),
     ({"guidance": -1}, "guidance: -1.0 is negative"),
     ({"guidance": float("nan")}, "guidance must be a finite number"),
     ({"guidance": "7"}, "guidance must be a finite number"),

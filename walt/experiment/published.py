@@ -14,6 +14,7 @@ from walt.config import ConfigError, to_config_dict
 from walt.data.loader import LoaderConfig
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.experiment.config import DiffusionExperiment
+from walt.text.config import TextEncoderConfig
 from walt.training.config import OptimizerConfig, TrainingConfig
 from walt.transformer.config import TransformerConfig
 
@@ -64,16 +65,27 @@ def published_run(
     diffusion: DiffusionConfig | None = None,
     sampler: SamplerConfig | None = None,
     ema_decay: float | None = 0.9999,
+    text: TextEncoderConfig | None = None,
+    text_encoder: str | None = None,
+    image_fraction: float = 0.0,
 ) -> ConfigDict:
-    """A run on latents at `data`, made by the autoencoder at `autoencoder`."""
+    """A run on latents at `data`, made by the autoencoder at `autoencoder`; `text` is the shape of the frozen `text_encoder`, if any."""
     if variant not in ("", "mini"):
         raise ConfigError(f"this config has no variant {variant!r}; it has 'mini'")
     diffusion = DiffusionConfig() if diffusion is None else diffusion
     experiment = DiffusionExperiment(
-        data=LoaderConfig(path=data, batch_size=batch_size, workers=4, caption_length=diffusion.caption_length),
+        data=LoaderConfig(
+            path=data,
+            batch_size=batch_size,
+            workers=4,
+            image_fraction=image_fraction,
+            caption_length=diffusion.caption_length,
+        ),
         autoencoder_path=autoencoder,
         transformer=transformer,
-        text=None,
+        text=text,
+        text_encoder_path=text_encoder,
+        text_source="trained" if text_encoder is None else "frozen",
         diffusion=diffusion,
         sampler=SamplerConfig() if sampler is None else sampler,
         training=TrainingConfig(
@@ -89,6 +101,10 @@ def published_run(
 
 def _mini(experiment: DiffusionExperiment) -> DiffusionExperiment:
     transformer, training = experiment.transformer, experiment.training
+    if experiment.text is not None:  # a small encoder that is trained, in place of the published one
+        text = TextEncoderConfig()
+        transformer = dataclasses.replace(transformer, text_width=text.width)
+        experiment = dataclasses.replace(experiment, text=text, text_encoder_path=None, text_source="trained")
     return dataclasses.replace(
         experiment,
         data=dataclasses.replace(experiment.data, batch_size=2, workers=0),

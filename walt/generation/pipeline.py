@@ -113,6 +113,7 @@ class Pipeline:
         width: int | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        solver: str | None = None,
         seed: int = 0,
         negative_prompt: str | None = None,
         batch_size: int = 16,
@@ -126,6 +127,7 @@ class Pipeline:
           steps: denoising steps; by default the bundle's.
           guidance: how strongly to follow the prompt, 1 being not at all beyond what was learned; by default the
             bundle's.
+          solver: how the steps are taken, see `SamplerConfig`; by default the bundle's.
           seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size (up to rounding).
           negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
           batch_size: videos computed at a time.
@@ -140,7 +142,7 @@ class Pipeline:
             raise GenerationError("this bundle holds an autoencoder alone: it can reconstruct, but not generate")
         prompts = _check_prompts(prompt)
         size = self._check_size(num_frames, height, width)
-        sampler = self._check_sampler(steps, guidance)
+        sampler = self._check_sampler(steps, guidance, solver)
         keys = _row_keys(seed, len(prompts))
         negative = (
             None if negative_prompt is None else self._read([_check_negative(negative_prompt)], "negative_prompt")
@@ -252,8 +254,8 @@ class Pipeline:
             )
         return asked
 
-    def _check_sampler(self, steps: int | None, guidance: float | None) -> SamplerConfig:
-        changes: dict[str, Any] = {}
+    def _check_sampler(self, steps: int | None, guidance: float | None, solver: str | None) -> SamplerConfig:
+        changes: dict[str, Any] = {} if solver is None else {"solver": solver}
         if steps is not None:
             changes["steps"] = _check_count("steps", steps)
         if guidance is not None:
@@ -261,7 +263,9 @@ class Pipeline:
                 raise GenerationError(f"guidance must be a finite number, got {guidance!r}")
             changes["guidance"] = float(guidance)
         try:
-            return dataclasses.replace(self.sampler, **changes)
+            sampler = dataclasses.replace(self.sampler, **changes)
+            sampler.check_schedule(self._generator.diffusion.make_schedule(self._generator.transformer.latent_shape))
+            return sampler
         except ConfigError as error:
             raise GenerationError(str(error)) from error
 

@@ -52,6 +52,7 @@ def test_the_same_numbers_and_gradients(bench):
         assert np.linalg.norm(grad - other) < 1e-3 * np.linalg.norm(other) + 1e-6, name
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(bench, capsys):
     small = dataclasses.replace(bench.MINI, width=16, depth=2, heads=2)
     jobs, _ = bench.ours(small, 1, 2)
