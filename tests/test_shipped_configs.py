@@ -125,6 +125,7 @@ def test_every_transformer_takes_a_training_step(name):
     """From abstract shapes: losses of a batch as the task specifies it, one per row."""
     task = diffusion_task(experiment.parse(config.load(name)))
     batch = {entry: jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype) for entry, spec in task.batch_spec().items()}
-    model, key = task.denoiser, jax.eval_shape(lambda: jax.random.key(0))
-    losses = jax.eval_shape(task.row_losses, model.abstract_params, model.abstract_extra, batch, key)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, extra = jax.eval_shape(task.init, key)
+    losses = jax.eval_shape(task.row_losses, params["model"], extra, batch, key)
     assert losses.shape == (2,) and task.row_cost().flops > 0
