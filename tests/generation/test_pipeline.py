@@ -2,14 +2,18 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 import walt
+from walt.config import from_config_dict
 from walt.generation import programs
 from walt.generation.bundle import Bundle, BundleError, Component, write_bundle
 from walt.generation.fit import VideoSize
 from walt.generation.pipeline import GenerationError, Pipeline, load
+from walt.training.module import Functional
+from walt.transformer import Transformer, TransformerConfig
 
 BALL, BOX = "a red ball moves left", "a blue box moves right"
 
@@ -216,3 +220,23 @@ def test_load_says_what_is_wrong(tmp_path):
         load(tmp_path)
     with pytest.raises(GenerationError, match="'ema' or 'raw'"):
         load(tmp_path, weights="average")
+
+
+def test_a_model_without_prompts_says_what_it_is(tiny_bundle):
+    part = tiny_bundle.components["transformer"]
+    channels = part.config["out_channels"]
+    transformer = from_config_dict(TransformerConfig, part.config)
+    frames = dataclasses.replace(
+        transformer, text_width=None, canvas=True, in_channels=transformer.in_channels + channels + 1
+    )
+    params = Functional(lambda rngs: Transformer(frames, rngs)).init(jax.random.key(0))[0]
+    components = {
+        "autoencoder": tiny_bundle.components["autoencoder"],
+        "transformer": Component(dataclasses.asdict(frames), params),
+    }
+    pipeline = Pipeline(dataclasses.replace(tiny_bundle, components=components, tokenizer=None))
+    with pytest.raises(GenerationError, match="goes on from known frames"):
+        pipeline.generate(BALL)
+    diffusion = {**tiny_bundle.diffusion, "class_names": ["ball"]}
+    with pytest.raises(BundleError, match="the transformer has 0 classes, the bundle names 1"):
+        Pipeline(dataclasses.replace(tiny_bundle, components=components, tokenizer=None, diffusion=diffusion))

@@ -56,12 +56,14 @@ def prepare(
     length, height, width, _ = source.shapes["clip"]
     shape = from_config_dict(AutoencoderConfig, component.config).latent_shape(length, height, width)
     frames = np.linspace(0, length - 1, STILLS).round().astype(int)
+    labels: set[str] = set()
     with records.new_dataset(output) as directory:
         splits = {}
         for split, info in source.splits.items():
             with records.RecordWriter(directory, split, num_shards=len(info.shards)) as writer:
                 for record in _encoded(pipeline, records.RecordSource(input, split), frames, split, limit):
                     writer.write(record)
+                    labels.add(record["label"])
                 splits[split] = writer.close()
         records.write_manifest(
             directory,
@@ -73,7 +75,7 @@ def prepare(
                 seed=source.seed,
                 request=request,
                 versions=records.package_versions("walt", "jax", "numpy"),
-                extra={**source.extra, "autoencoder": request["autoencoder"]},
+                extra={**source.extra, "autoencoder": request["autoencoder"], "labels": sorted(labels)},
             ),
         )
     return records.read_manifest(os.fspath(output))

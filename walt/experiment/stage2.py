@@ -146,7 +146,8 @@ def _with_classes(experiment: DiffusionExperiment) -> DiffusionExperiment:
     count = experiment.transformer.num_classes
     if count is None:
         return experiment
-    labels = tuple(sorted({record.get("label", "") for record in _records(experiment)}))
+    stored = read_manifest(experiment.data.path).extra.get("labels")  # latents of older versions do not list them
+    labels = tuple(sorted(stored or {record.get("label", "") for record in _records(experiment)}))
     if len(labels) != count or "" in labels:
         found = f"{len(labels)} labels: {', '.join(map(repr, labels[:8]))}{', …' if len(labels) > 8 else ''}"
         raise ConfigError(f"transformer.num_classes is {count}, but {experiment.data.path} has {found}")

@@ -83,9 +83,9 @@ class Pipeline:
             raise BundleError("the bundle has a transformer but no tokenizer, so it cannot read prompts")
         text = _config(TextEncoderConfig, parts["text_encoder"].config, "text_encoder") if reads else None
         diffusion = _config(DiffusionConfig, bundle.diffusion, "diffusion")
-        if not reads and len(diffusion.class_names) != transformer.num_classes:
+        if len(diffusion.class_names) != (transformer.num_classes or 0):
             raise BundleError(
-                f"the transformer has {transformer.num_classes} classes, the bundle names {len(diffusion.class_names)}"
+                f"the transformer has {transformer.num_classes or 0} classes, the bundle names {len(diffusion.class_names)}"
             )
         if transformer.out_channels != self._autoencoder.latent_channels:
             raise BundleError(
@@ -140,6 +140,14 @@ class Pipeline:
         """
         if self.video_size is None:
             raise GenerationError("this bundle holds an autoencoder alone: it can reconstruct, but not generate")
+        if self._tokenizer is None and not self.class_names:
+            raise GenerationError(
+                "this model reads no prompt: it goes on from known frames, which generate does not take yet"
+            )
+        if self._generator.transformer.low_resolution is not None:
+            raise GenerationError(
+                "this model needs a video of low resolution to start from, which generate does not take yet"
+            )
         prompts = _check_prompts(prompt)
         size = self._check_size(num_frames, height, width)
         sampler = self._check_sampler(steps, guidance, solver)

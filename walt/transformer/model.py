@@ -120,8 +120,13 @@ class Transformer(nnx.Module):
             ValueError: an input that does not fit the configuration.
         """
         if self.upsampler is not None:
-            if low_resolution is None:
-                raise ValueError("this transformer is one of super-resolution and needs low_resolution")
+            frames, (height, width) = latents.shape[:2], self.config.latent_shape[1:]
+            small = (*frames, height // self.upsampler.factor, width // self.upsampler.factor, self.config.out_channels)
+            if low_resolution is None or low_resolution.shape != small:
+                found = "none" if low_resolution is None else low_resolution.shape
+                raise ValueError(
+                    f"this transformer is one of super-resolution and needs low_resolution of {small}, got {found}"
+                )
             latents = jnp.concatenate([latents, self.upsampler(low_resolution).astype(latents.dtype)], axis=-1)
         self._check(latents, timestep, is_image, text_embeddings, class_label)
         if unknown := set(scalars) - set(self.config.scalars):
