@@ -14,7 +14,7 @@ from walt import experiment
 from walt.config import ConfigError, apply_overrides, load, to_config_dict
 from walt.data import records
 from walt.data.media import decode_clip, encode_clip
-from walt.experiment import latents
+from walt.experiment import latents, texts
 from walt.experiment.text_encoders import t5_bundle
 from walt.generation.bundle import BundleError, write_bundle
 from walt.generation.pipeline import GenerationError, Pipeline
@@ -169,6 +169,19 @@ def test_a_published_text_encoder_is_used_and_stays_as_it_is(encoded, autoencode
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     assert made.tokenizer == encoder.tokenizer and made.components["transformer"].config["text_width"] == 24
     assert walt.load(tmp_path / "run").generate("a game of boxing", steps=1, num_frames=1).shape == (1, 64, 64, 3)
+    # The same with captions that were embedded beforehand: the run holds no encoder, and its model has it all the same.
+    length = settings.diffusion.caption_length
+    texts.prepare(tmp_path / "t5", encoded, tmp_path / "embedded", length)
+    train(
+        apply_overrides(settings, {"data.path": str(tmp_path / "embedded"), "samples_every": "2"}),
+        tmp_path / "beforehand",
+    )
+    again = open_bundle(tmp_path / "beforehand")
+    jax.tree.map(np.testing.assert_array_equal, again.components["text_encoder"].params, theirs.params)
+    assert again.tokenizer == encoder.tokenizer
+    with pytest.raises(ConfigError, match=f"embedded with {length} tokens"):
+        other = {"data.path": str(tmp_path / "embedded"), "diffusion.caption_length": "5", "data.caption_length": "5"}
+        train(apply_overrides(settings, other), tmp_path / "other")
     with pytest.raises(BundleError, match="holds no text encoder with its tokenizer but autoencoder"):
         train(apply_overrides(settings, {"text_encoder_path": str(autoencoder)}), tmp_path / "other")
 
