@@ -7,6 +7,7 @@ ones alike.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Literal, TypeVar
 
@@ -23,7 +24,7 @@ Times = TypeVar("Times", np.ndarray, Array)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Schedule:
+class Schedule(abc.ABC):
     """What samplers, losses and networks ask of a process.
 
     Attributes:
@@ -36,17 +37,17 @@ class Schedule:
     discrete = False
     first = 1 / NUM_TIMESTEPS
 
+    @abc.abstractmethod
     def alpha(self, t: Times) -> Times:
         """Scale of the data at times `t` in [0, 1]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def sigma(self, t: Times) -> Times:
         """Scale of the noise at times `t` in [0, 1]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def time_of(self, ratio: Times) -> Times:
         """The time at which sigma / alpha is `ratio`."""
-        raise NotImplementedError
 
     def network_time(self, t: Array) -> Array:
         """What the network is told instead of `t`: 1000 t, unless a family has its own measure of noise."""

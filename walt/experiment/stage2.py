@@ -110,10 +110,9 @@ def _with_encoder(experiment: DiffusionExperiment, frozen: Bundle | None) -> Dif
 
     Raises `DatasetError` if the data hold captions that another encoder embedded, `ConfigError` if it gave them another length.
     """
-    manifest = read_manifest(experiment.data.path)
     if frozen is None:
         return experiment
-    checksum = text_checksum(frozen)
+    manifest, checksum = read_manifest(experiment.data.path), text_checksum(frozen)
     if "text" in manifest.shapes:
         if manifest.extra.get("text_encoder") != checksum:
             raise DatasetError(
