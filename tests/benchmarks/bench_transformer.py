@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_transformer.py              # mini size: train step and 50-step sampling, beside PyTorch
     python tests/benchmarks/bench_transformer.py --attention  # windows against full attention at 5x16x16 tokens, width 1024
+    python tests/benchmarks/bench_transformer.py --attention --topology=v5e:2x2   # compiled for a TPU (needs libtpu)
 
 Seconds are medians over rounds in which all take turns; on a machine shared with others only the ratios mean something.
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from bench_autoencoder import medians
+from bench_autoencoder import cycles, medians
 
 from walt.diffusion.configs import SamplerConfig
 from walt.diffusion.process import make_tables
@@ -131,43 +133,54 @@ def whole_network(batch: int, steps: int, rounds: int) -> None:
             print(f"  ours is {seconds['torch'] / seconds['windows']:.2f} times as fast as torch")
 
 
-def attention(rounds: int) -> None:
+def attention(rounds: int, topology: str | None) -> None:
     """Scores, softmax and mixing of one S and one ST layer, without their projections; with full attention both see everything."""
     grid, width, heads = (5, 16, 16), 1024, 16
     rng = np.random.default_rng(0)
-    query, key, value = (jnp.asarray(rng.normal(size=(1, *grid, width)), jnp.float32) for _ in range(3))
+    dtype = jnp.bfloat16 if topology else jnp.float32
+    query, key, value, cotangent = (jnp.asarray(rng.normal(size=(1, *grid, width)), dtype) for _ in range(4))
 
     def through(sizes):
         def run(query, key, value):
             outputs = []
             for size in sizes:
                 windows = Windows(grid, size)
-                parts = (windows.split(x, heads) for x in (query, key, value))
-                outputs.append(windows.merge(attend(*parts)))
+                parts = (windows.split(x) for x in (query, key, value))
+                mixed = attend(*(part.reshape(*part.shape[:3], heads, -1) for part in parts))
+                outputs.append(windows.merge(mixed.reshape(*mixed.shape[:3], -1)))
             return outputs
 
-        return jax.jit(run)
+        return run
 
-    windowed, full = [(1, 16, 16), (5, 8, 8)], [grid, grid]
-    jobs = {"windows": through(windowed), "full attention": through(full)}
-    trained = {
-        f"{name}, with gradients": jax.jit(jax.grad(lambda q, k, v, f=f: sum(x.sum() for x in f(q, k, v)), (0, 1, 2)))
-        for name, f in jobs.items()
-    }
-    runs = {name: lambda f=f: f(query, key, value) for name, f in {**jobs, **trained}.items()}
-    seconds = medians(runs, rounds)
+    def trained(run):
+        # A cotangent of ones would let the compiler replace products by sums.
+        return lambda *inputs: jax.vjp(run, *inputs)[1]([cotangent] * 2)
+
+    windowed, full = through([(1, 16, 16), (5, 8, 8)]), through([grid, grid])
+    jobs = {"windows": windowed, "full attention": full}
+    jobs |= {f"{name}, with gradients": trained(job) for name, job in jobs.items()}
     flops = {"windows": 4 * 1280 * width * (256 + 320), "full attention": 4 * 1280 * width * 2 * 1280}
     print(
         f"\nattention alone, 5x16x16 tokens, width {width}: FLOP ratio {flops['full attention'] / flops['windows']:.2f}"
     )
-    for name, value in seconds.items():
+    if topology:
+        cost = {name: cycles(job, (query, key, value), topology) for name, job in jobs.items()}
+    else:
+        compiled = {name: jax.jit(job) for name, job in jobs.items()}
+        cost = medians({name: lambda f=f: f(query, key, value) for name, f in compiled.items()}, rounds)
+    for name, value in cost.items():
         kind, _, gradients = name.partition(",")
-        rate = flops[kind] * (3 if gradients else 1) / value / 1e9
-        print(f"  {name:32} {value:8.4f} s  {rate:6.0f} GFLOP/s")
-    for suffix in ("", ", with gradients"):
+        rate = flops[kind] * (3 if gradients else 1) / value
         print(
-            f"  windows are {seconds['full attention' + suffix] / seconds['windows' + suffix]:.2f} times as fast{suffix}"
+            f"  {name:32} "
+            + (
+                f"{value:12,} cycles  {rate:7,.0f} FLOP/cycle"
+                if topology
+                else f"{value:8.4f} s  {rate / 1e9:6.0f} GFLOP/s"
+            )
         )
+    for suffix in ("", ", with gradients"):
+        print(f"  windows are {cost['full attention' + suffix] / cost['windows' + suffix]:.2f} times as fast{suffix}")
     sizes = dict(latent_shape=grid, in_channels=16, out_channels=8, width=width, depth=2, heads=heads)
     layer, whole = (
         TransformerConfig(**sizes, spatial_window=(1, 16, 16), spacetime_window=window) for window in ((5, 8, 8), grid)
@@ -181,10 +194,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--attention", action="store_true")
+    parser.add_argument("--topology", help="with --attention: a TPU to compile for instead, such as v5e:2x2")
     arguments = parser.parse_args()
+    if arguments.topology:
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
     if arguments.attention:
-        attention(arguments.rounds)
+        attention(arguments.rounds, arguments.topology)
     else:
         whole_network(arguments.batch, arguments.steps, arguments.rounds)
 

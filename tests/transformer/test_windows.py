@@ -19,8 +19,8 @@ GRIDS = [
 def test_merge_undoes_split(grid, window):
     windows = Windows(grid, window)
     x = np.arange(2 * np.prod(grid) * 4, dtype=np.float32).reshape(2, *grid, 4)
-    cut = windows.split(x, heads=2)
-    assert cut.shape == (2, 2, np.prod(windows.counts), windows.tokens, 2)
+    cut = windows.split(x)
+    assert cut.shape == (2, np.prod(windows.counts), windows.tokens, 4)
     np.testing.assert_array_equal(windows.merge(cut), x)
 
 
@@ -28,7 +28,7 @@ def test_merge_undoes_split(grid, window):
 def test_every_window_holds_the_tokens_of_its_box(grid, window):
     windows = Windows(grid, window)
     token = np.arange(1, np.prod(grid) + 1, dtype=np.float32).reshape(1, *grid, 1)  # 0 is padding
-    cut = np.asarray(windows.split(token, heads=1))[0, 0, ..., 0]
+    cut = np.asarray(windows.split(token))[0, ..., 0]
     size = windows.window
     boxes = itertools.product(*(range(0, side, step) for side, step in zip(grid, size)))
     for slots, corner in zip(cut, boxes, strict=True):
@@ -39,8 +39,8 @@ def test_every_window_holds_the_tokens_of_its_box(grid, window):
 
 
 def test_windows_of_one_frame_are_ordered_by_frame():
-    cut = Windows((3, 4, 4), (1, 2, 4)).split(np.arange(3.0).repeat(16).reshape(1, 3, 4, 4, 1), heads=1)
-    np.testing.assert_array_equal(np.asarray(cut)[0, 0, :, 0, 0], [0, 0, 1, 1, 2, 2])
+    cut = Windows((3, 4, 4), (1, 2, 4)).split(np.arange(3.0).repeat(16).reshape(1, 3, 4, 4, 1))
+    np.testing.assert_array_equal(np.asarray(cut)[0, :, 0, 0], [0, 0, 1, 1, 2, 2])
 
 
 @pytest.mark.parametrize("used", [(3, 4, 2), (1, 2, 1)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +15,25 @@ from walt.transformer.windows import RelativePositionBias, Windows
 
 
 def attend(
-    query: Float[Array, "B H W q d"],
-    key: Float[Array, "B H W k d"],
-    value: Float[Array, "B H W k d"],
+    query: Float[Array, "B W q heads d"],
+    key: Float[Array, "B W k heads d"],
+    value: Float[Array, "B W k heads d"],
     *,
-    bias: Float[Array, "..."] | None = None,
-    mask: Bool[Array, "..."] | None = None,
-) -> Float[Array, "B H W q d"]:
+    bias: Float[Array, "heads q k"] | None = None,
+    mask: Bool[Array, "#B W k"] | None = None,
+) -> Float[Array, "B W q heads d"]:
     """Dense attention inside every window; `query` is already scaled.
 
-    `bias` is added to the scores and `mask` (True = may be seen) hides keys; both broadcast to `[B, H, W, q, k]`. Scores and softmax are at least float32.
+    `bias` is added to the scores, `mask` (True = may be seen) hides keys. Scores and softmax are at least float32.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bhwqd,bhwkd->bhwqk", query, key, preferred_element_type=wide)
+    scores = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key, preferred_element_type=wide)
     if bias is not None:
         scores = scores + bias.astype(wide)
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(wide).min)
+        scores = jnp.where(mask[:, :, None, None], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhwqk,bhwkd->bhwqd", weights, value)
+    return jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value)
 
 
 class Attention(nnx.Module):
@@ -50,22 +49,29 @@ class Attention(nnx.Module):
         self.query_norm = NormScale(head_width) if config.qk_norm else None
         self.key_norm = NormScale(head_width) if config.qk_norm else None
 
-    def queries(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    def queries(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
         """Normalised and scaled. Both learned scales and 1/sqrt(head width) act here, since (q·s)ᵀ(k·r) = (q·s·r)ᵀk and there are fewer queries."""
-        wide, dtype = self._by_head(self.query(x)), self.query.dtype
+        query = self._by_head(self.query(x))
+        wide = at_least_float32(query)
         scale: Array | float = wide.shape[-1] ** -0.5
         if self.query_norm is not None and self.key_norm is not None:
             wide = layer_norm(wide)
             scale = scale * self.query_norm.scale[...] * self.key_norm.scale[...]
-        return (wide * scale).astype(dtype).reshape(x.shape)
+        return (wide * scale).astype(query.dtype)
 
-    def keys(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    def keys(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
         """Normalised; for their scale see `queries`."""
-        key = self.key(x)
-        return key if self.key_norm is None else layer_norm(self._by_head(key)).astype(key.dtype).reshape(x.shape)
+        key = self._by_head(self.key(x))
+        return key if self.key_norm is None else layer_norm(key)
+
+    def values(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
+        return self._by_head(self.value(x))
+
+    def projected(self, mixed: Float[Array, "*batch heads head_width"]) -> Float[Array, "*batch d"]:
+        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
 
     def _by_head(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
-        return at_least_float32(x).reshape(*x.shape[:-1], self.heads, -1)
+        return x.reshape(*x.shape[:-1], self.heads, -1)
 
 
 class WindowAttention(Attention):
@@ -81,14 +87,18 @@ class WindowAttention(Attention):
     ) -> Float[Array, "B T H W d"]:
         """Rows where `identity` is True attend to nothing but themselves: every token's output is its own value, projected."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
-        query, key, value = (windows.split(y, self.heads) for y in (self.queries(x), self.keys(x), self.value(x)))
-        real = windows.token_mask()
-        mask = None if real is None else jnp.asarray(real)[None, None, :, None, :]
-        bias = None if self.relative_bias is None else self.relative_bias(windows.window)[None, :, None]
-        mixed = attend(query, key, value, bias=bias, mask=mask)
+        tokens, real = windows.split(x), windows.token_mask()
+        value = self.values(tokens)
+        mixed = attend(
+            self.queries(tokens),
+            self.keys(tokens),
+            value,
+            bias=None if self.relative_bias is None else self.relative_bias(windows.window),
+            mask=None if real is None else jnp.asarray(real)[None],
+        )
         if identity is not None:
             mixed = jnp.where(identity[:, None, None, None, None], value, mixed)
-        return self.out(windows.merge(mixed))
+        return windows.merge(self.projected(mixed))
 
 
 class CrossAttention(Attention):
@@ -106,20 +116,13 @@ class CrossAttention(Attention):
     ) -> Float[Array, "B T H W d"]:
         """`G` is 1 (one caption for the row) or T (one per frame); `text_mask` is True on real text tokens."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
+        tokens, real = windows.split(x), windows.token_mask()
         # Windows are in order of frames, so a caption serves this many consecutive ones.
         repeats = math.prod(windows.counts) // text.shape[1]
-        query = windows.split(self.queries(x), self.heads)
-        key, value = (self._with_text(layer, windows, x, text, repeats) for layer in (self.keys, self.value))
-        real = windows.token_mask()
-        seen_tokens = jnp.broadcast_to(True if real is None else real, (*x.shape[:1], *query.shape[2:4]))
-        seen_text = jnp.repeat(text_mask, repeats, axis=1)
-        mask = jnp.concatenate([seen_tokens, seen_text], axis=-1)[:, None, :, None, :]
-        return self.out(windows.merge(attend(query, key, value, mask=mask)))
-
-    def _with_text(
-        self, project: Callable[[Array], Array], windows: Windows, x: Array, text: Array, repeats: int
-    ) -> Float[Array, "B heads windows k head_width"]:
-        """The projected tokens of every window followed by those of its caption, heads first."""
-        words = project(text)
-        words = words.reshape(*words.shape[:-1], self.heads, -1).transpose(0, 3, 1, 2, 4)
-        return jnp.concatenate([windows.split(project(x), self.heads), jnp.repeat(words, repeats, axis=2)], axis=-2)
+        key, value = (
+            jnp.concatenate([project(tokens), jnp.repeat(project(text), repeats, axis=1)], axis=2)
+            for project in (self.keys, self.values)
+        )
+        seen_tokens = jnp.broadcast_to(True if real is None else real, tokens.shape[:3])
+        mask = jnp.concatenate([seen_tokens, jnp.repeat(text_mask, repeats, axis=1)], axis=-1)
+        return windows.merge(self.projected(attend(self.queries(tokens), key, value, mask=mask)))

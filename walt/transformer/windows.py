@@ -22,7 +22,8 @@ from walt.transformer.layers import small_normal
 class Windows:
     """How a grid `(T, H, W)` of tokens is cut into windows; a window larger than the grid is clipped to it.
 
-    The layout inside windows is heads-first, `[B, heads, windows, n, head_width]`: both attention products are then plain batched matrix products.
+    Tokens are cut into windows before they are projected and put back after the last projection, two copies per layer in place of four; there the
+    last axis is the whole width, which a TPU moves whole (with heads in front of the tokens, the copies took longer than the attention).
     Windows are ordered row-major by (time, height, width), hence frame by frame for windows that span one frame.
     """
 
@@ -49,23 +50,21 @@ class Windows:
         t, h, w = (count * size - side for count, size, side in zip(self.counts, self.window, self.grid, strict=True))
         return t, h, w
 
-    def split(self, x: Float[Array, "B T H W d"], heads: int) -> Float[Array, "B heads windows n head_width"]:
-        """Cuts tokens into windows and their channels into heads."""
+    def split(self, x: Float[Array, "B T H W d"]) -> Float[Array, "B windows n d"]:
+        """Cuts the grid into windows."""
         batch, width = x.shape[0], x.shape[-1]
         if any(self.padding):
             x = jnp.pad(x, ((0, 0), *((0, extra) for extra in self.padding), (0, 0)))
         (nt, nh, nw), (t, h, w) = self.counts, self.window
-        x = x.reshape(batch, nt, t, nh, h, nw, w, heads, width // heads)
-        x = x.transpose(0, 7, 1, 3, 5, 2, 4, 6, 8)
-        return x.reshape(batch, heads, nt * nh * nw, t * h * w, width // heads)
+        x = x.reshape(batch, nt, t, nh, h, nw, w, width).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+        return x.reshape(batch, nt * nh * nw, t * h * w, width)
 
-    def merge(self, x: Float[Array, "B heads windows n head_width"]) -> Float[Array, "B T H W d"]:
+    def merge(self, x: Float[Array, "B windows n d"]) -> Float[Array, "B T H W d"]:
         """Inverse of `split`; drops the padding."""
-        batch, heads, _, _, head_width = x.shape
+        batch, width = x.shape[0], x.shape[-1]
         (nt, nh, nw), (t, h, w) = self.counts, self.window
-        x = x.reshape(batch, heads, nt, nh, nw, t, h, w, head_width)
-        x = x.transpose(0, 2, 5, 3, 6, 4, 7, 1, 8)
-        x = x.reshape(batch, nt * t, nh * h, nw * w, heads * head_width)
+        x = x.reshape(batch, nt, nh, nw, t, h, w, width).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        x = x.reshape(batch, nt * t, nh * h, nw * w, width)
         return x[:, : self.grid[0], : self.grid[1], : self.grid[2]]
 
     def token_mask(self) -> np.ndarray | None:
