@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from walt.transformer.config import Size3, TransformerConfig
-from walt.transformer.layers import Initializer, Linear, NormScale, at_least_float32, layer_norm, xavier, zeros
+from walt.transformer.layers import Initializer, Linear, NormScale, at_least_float32, head_norm, xavier, zeros
 from walt.transformer.windows import RelativePositionBias, Windows
 
 
@@ -51,18 +51,18 @@ class Attention(nnx.Module):
 
     def queries(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
         """Normalised and scaled. Both learned scales and 1/sqrt(head width) act here, since (q·s)ᵀ(k·r) = (q·s·r)ᵀk and there are fewer queries."""
-        query = self._by_head(self.query(x))
-        wide = at_least_float32(query)
-        scale: Array | float = wide.shape[-1] ** -0.5
+        query = self.query(x)
+        wide, head_width = at_least_float32(query), x.shape[-1] // self.heads
+        scale: Array | float = head_width**-0.5
         if self.query_norm is not None and self.key_norm is not None:
-            wide = layer_norm(wide)
-            scale = scale * self.query_norm.scale[...] * self.key_norm.scale[...]
-        return (wide * scale).astype(query.dtype)
+            wide = head_norm(query, self.heads)
+            scale = scale * jnp.tile(self.query_norm.scale[...] * self.key_norm.scale[...], self.heads)
+        return self._by_head((wide * scale).astype(query.dtype))
 
     def keys(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
         """Normalised; for their scale see `queries`."""
-        key = self._by_head(self.key(x))
-        return key if self.key_norm is None else layer_norm(key)
+        key = self.key(x)
+        return self._by_head(key if self.key_norm is None else head_norm(key, self.heads).astype(key.dtype))
 
     def values(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
         return self._by_head(self.value(x))

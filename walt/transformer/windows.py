@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -84,24 +85,19 @@ class RelativePositionBias(nnx.Module):
 
     def __call__(self, window: Size3) -> Float[Array, "heads n n"]:
         """The bias of every (query, key) pair of a window, at most as large as the one the table was made for."""
+        # A product with a 0/1 matrix per axis: a gather's gradient is a scatter, slow on every platform, and shifting rows
+        # by reshapes ("skew") took a TPU longer than the rest of the attention.
         bias = self.table[...]
         for axis, side in enumerate(window):
-            # Axes already expanded lie in front: [heads, q.., k.., remaining offsets]; the new pair goes behind its own kind.
-            bias = _expand_offsets(bias, side, 1 + 2 * axis)
-            bias = jnp.moveaxis(bias, 1 + 2 * axis, 1 + axis)
+            bias = jnp.tensordot(bias, self._pairs(axis, side), axes=(1, 0), precision=jax.lax.Precision.HIGHEST)
+        # Now [heads, query and key along time, along height, along width].
+        bias = bias.reshape(bias.shape[0], *(side for side in window for _ in range(2)))
         n = math.prod(window)
-        return bias.reshape(bias.shape[0], n, n)
+        return bias.transpose(0, 1, 3, 5, 2, 4, 6).reshape(bias.shape[0], n, n)
 
-
-def _expand_offsets(values: Array, side: int, axis: int) -> Array:
-    """Replaces an axis of offsets -(m-1)..m-1, m >= side, by the two axes (query, key) of that side: out[q, k] = values[k - q].
-
-    Written as tile and reshape, a "skew": a gather would do, but its gradient is a scatter, slow on every platform.
-    """
-    excess = (values.shape[axis] - (2 * side - 1)) // 2
-    values = jnp.moveaxis(values, axis, -1)[..., excess : excess + 2 * side - 1]
-    lead = values.shape[:-1]
-    padded = jnp.concatenate([values, jnp.zeros((*lead, 1), values.dtype)], axis=-1)
-    tiled = jnp.broadcast_to(padded[..., None, :], (*lead, side, 2 * side)).reshape(*lead, 2 * side * side)
-    skewed = tiled[..., : side * (2 * side - 1)].reshape(*lead, side, 2 * side - 1)[..., side - 1 :]
-    return jnp.moveaxis(skewed, (-2, -1), (axis, axis + 1))
+    def _pairs(self, axis: int, side: int) -> Float[Array, "offsets pairs"]:
+        """1 where an offset of this axis of the table is that of a (query, key) pair of `side` places."""
+        table = self.table[...]
+        place = np.arange(side)
+        offset = (place[None, :] - place[:, None]).ravel() + table.shape[1 + axis] // 2
+        return jnp.asarray(np.arange(table.shape[1 + axis])[:, None] == offset, table.dtype)
