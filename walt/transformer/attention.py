@@ -29,7 +29,7 @@ def attend(
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key, preferred_element_type=wide)
     if bias is not None:
-        scores = scores + bias.astype(wide)
+        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask[:, :, None, None], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
@@ -89,11 +89,12 @@ class WindowAttention(Attention):
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
         tokens, real = windows.split(x), windows.token_mask()
         value = self.values(tokens)
+        wide = jnp.promote_types(value.dtype, jnp.float32)
         mixed = attend(
             self.queries(tokens),
             self.keys(tokens),
             value,
-            bias=None if self.relative_bias is None else self.relative_bias(windows.window),
+            bias=None if self.relative_bias is None else self.relative_bias(windows.window, wide),
             mask=None if real is None else jnp.asarray(real)[None],
         )
         if identity is not None:

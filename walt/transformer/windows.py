@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from walt.transformer.config import Size3
 from walt.transformer.layers import small_normal
@@ -83,21 +83,25 @@ class RelativePositionBias(nnx.Module):
     def __init__(self, window: Size3, heads: int, rngs: nnx.Rngs):
         self.table = nnx.Param(small_normal(rngs.params(), (heads, *(2 * side - 1 for side in window)), jnp.float32))
 
-    def __call__(self, window: Size3) -> Float[Array, "heads n n"]:
-        """The bias of every (query, key) pair of a window, at most as large as the one the table was made for."""
+    def __call__(self, window: Size3, dtype: jnp.dtype | type = jnp.float32) -> Float[Array, "heads n n"]:
+        """In `dtype`, the bias of every (query, key) pair of a window, at most as large as the one the table was made for."""
         # A product with a 0/1 matrix per axis: a gather's gradient is a scatter, slow on every platform, and shifting rows
         # by reshapes ("skew") took a TPU longer than the rest of the attention.
-        bias = self.table[...]
+        bias = self.table[...].astype(dtype)
         for axis, side in enumerate(window):
-            bias = jnp.tensordot(bias, self._pairs(axis, side), axes=(1, 0), precision=jax.lax.Precision.HIGHEST)
+            bias = jnp.tensordot(
+                bias,
+                jnp.asarray(_pairs(self.table.shape[1 + axis], side), dtype),
+                axes=(1, 0),
+                precision=jax.lax.Precision.HIGHEST,
+            )
         # Now [heads, query and key along time, along height, along width].
         bias = bias.reshape(bias.shape[0], *(side for side in window for _ in range(2)))
         n = math.prod(window)
         return bias.transpose(0, 1, 3, 5, 2, 4, 6).reshape(bias.shape[0], n, n)
 
-    def _pairs(self, axis: int, side: int) -> Float[Array, "offsets pairs"]:
-        """1 where an offset of this axis of the table is that of a (query, key) pair of `side` places."""
-        table = self.table[...]
-        place = np.arange(side)
-        offset = (place[None, :] - place[:, None]).ravel() + table.shape[1 + axis] // 2
-        return jnp.asarray(np.arange(table.shape[1 + axis])[:, None] == offset, table.dtype)
+
+def _pairs(offsets: int, side: int) -> Bool[np.ndarray, "offsets pairs"]:
+    """Whether an offset of a table of so many is that of a (query, key) pair of `side` places."""
+    place = np.arange(side)
+    return np.arange(offsets)[:, None] == (place[None, :] - place[:, None]).ravel() + offsets // 2
