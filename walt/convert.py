@@ -2,7 +2,7 @@
 
     walt convert export --workdir=runs/t2v --output=my_model [--weights=ema|raw] [--dtype=float32|float16]
     walt convert card   --workdir=runs/t2v --output=card.json --real=data/atari
-    walt convert inflate --workdir=runs/images --config=autoencoder/k600 --output=inflated
+    walt convert inflate --workdir=runs/images --config=autoencoder/k600 --output=inflated   (runs/images: autoencoder/images)
     walt convert resize --workdir=runs/t2v --config=my_wide_model.py --output=wide
     walt convert t5     --input=t5-v1_1-xl --output=t5_xl
     walt convert minilm --output=minilm

@@ -7,4 +7,4 @@ STEPS = 270 * 1_281_167 // 256
 
 def get_config(variant: str = ""):
     """Variants: "" is the published run; "mini" is narrow and short."""
-    return published_autoencoder("data/imagenet", STEPS, variant, IMAGE)
+    return published_autoencoder("data/imagenet", STEPS, variant, IMAGE, clip_size=(1, 256, 256))

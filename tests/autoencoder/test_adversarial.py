@@ -10,7 +10,7 @@ import pytest
 
 from walt.autoencoder.config import AdversarialConfig, AutoencoderConfig, AutoencoderLossConfig, DiscriminatorConfig
 from walt.autoencoder.losses import discriminator_loss, generator_loss, lecam_regularizer, reconstruction_loss, to_unit
-from walt.autoencoder.model import to_float
+from walt.autoencoder.model import Autoencoder, to_float
 from walt.autoencoder.task import CRITIC, DISCRIMINATOR, GENERATOR, AutoencoderTask, latent_statistics_of
 from walt.config import ConfigError
 
@@ -164,6 +164,14 @@ def test_a_wrong_pixel_range_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         warn_of_range(np.ones((1, 5, 8, 8, 3), np.uint8))
     assert "pixels from 1 to 1; pixels of 0 to 255 are expected" in caplog.text
+
+
+def test_floats_of_a_wrong_range_are_warned_of(caplog):
+    Autoencoder.check_video(jnp.linspace(-1, 1, 192).reshape(1, 1, 8, 8, 3))
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        Autoencoder.check_video(jnp.linspace(0, 1, 192).reshape(1, 1, 8, 8, 3))
+    assert "this one lies in [0, 1]: was it scaled to [0, 1]?" in caplog.text
 
 
 def test_evaluation_knows_no_critic(task, step):

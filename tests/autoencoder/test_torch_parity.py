@@ -1,4 +1,4 @@
-"""The autoencoder against an independent implementation in PyTorch, where torch is installed, and its benchmark."""
+"""The autoencoder written a second time in PyTorch, where torch is installed, and its benchmark."""
 
 import dataclasses
 import sys

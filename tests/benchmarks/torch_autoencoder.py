@@ -1,4 +1,4 @@
-"""The autoencoder of `walt.autoencoder.model` in PyTorch: an independent implementation, to compare results and speed with.
+"""The autoencoder of `walt.autoencoder.model` in PyTorch: written a second time, on its layers, to compare results and speed with.
 
 Layout is PyTorch's own, [batch, channel, time, height, width]. Needs torch; nothing of the package is used but the config.
 """

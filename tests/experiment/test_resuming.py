@@ -143,6 +143,13 @@ def test_a_latent_shape_that_does_not_fit_leaves_the_work_directory_free(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_clips_of_another_size_than_the_config_is_for_are_refused(tmp_path, data):
+    settings = make_experiment("autoencoder", data["autoencoder"](0), clip_size="(17, 128, 128)")
+    with pytest.raises(ConfigError, match=r"for clips of 17x128x128, but those in .* are 5x16x16"):
+        experiment.train(to_config_dict(settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_a_run_records_where_it_comes_from_when_it_begins(tmp_path, monkeypatch, data, stage):
     def at_commit(commit):

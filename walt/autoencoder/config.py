@@ -16,7 +16,8 @@ class AutoencoderConfig:
     `strides[i]` is the (time, space) reduction between level i and level i + 1; a `patchify` stem reduces space before
     level 0 by folding pixel blocks into channels, which makes high-resolution and CPU runs several times cheaper.
     `temporal_kernels[i]` is the temporal extent of the residual blocks and the upsampling of level i (1 makes them purely
-    spatial); the stem and the head use that of level 0, the middle blocks that of the last level.
+    spatial); the stem and the head use that of level 0, the middle blocks that of the last level. `down_kernel` is the extent of
+    the strided convolutions in space, and in time too unless no stride shortens time (an image autoencoder).
     """
 
     latent_channels: int = 8

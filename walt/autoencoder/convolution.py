@@ -51,10 +51,10 @@ def planes(x: Array, kernel: Array, strides: Size3) -> Array:
     for tap in range(taps):
         seen = _every(x, 1, tap, taps, time)
         frames = seen.reshape(-1, *x.shape[2:])
-        planes = jax.lax.conv_general_dilated(
+        convolved = jax.lax.conv_general_dilated(
             frames, kernel[tap], space, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        total = total + planes.reshape(*seen.shape[:2], *planes.shape[1:])
+        total = total + convolved.reshape(*seen.shape[:2], *convolved.shape[1:])
     return total
 
 

@@ -9,6 +9,7 @@ next: on a static video that is the image model exactly.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,15 +58,15 @@ def _check(image: AutoencoderConfig, video: AutoencoderConfig) -> None:
         raise ConfigError(
             "only an image autoencoder can be inflated: one whose temporal_kernels are all 1 and whose strides keep time"
         )
-    spatial = [tuple(space for _, space in config.strides) for config in (image, video)]
-    timeless = [
-        dataclasses.replace(config, temporal_kernels=image.temporal_kernels, strides=image.strides, dtype=image.dtype)
-        for config in (image, video)
-        if len(config.temporal_kernels) == len(image.temporal_kernels)
-    ]
-    if len(timeless) < 2 or timeless[0] != timeless[1] or spatial[0] != spatial[1]:
-        fields = [field.name for field in dataclasses.fields(image) if field.name not in ("temporal_kernels", "dtype")]
-        different = [name for name in fields if getattr(image, name) != getattr(video, name)]
+    of_image, of_video = _timeless(image), _timeless(video)
+    different = [name for name in of_image if of_image[name] != of_video[name]]
+    if different:
         raise ConfigError(
-            f"the image and the video autoencoder must differ in time alone, but {', '.join(different)} differ"
+            f"the image and the video autoencoder must differ in time alone, but differ in {', '.join(different)}"
         )
+
+
+def _timeless(config: AutoencoderConfig) -> dict[str, Any]:
+    """What has nothing to do with time: every field but `temporal_kernels` and `dtype`, and of `strides` those in space."""
+    fields = dataclasses.asdict(config) | {"strides": tuple(space for _, space in config.strides)}
+    return {name: value for name, value in fields.items() if name not in ("temporal_kernels", "dtype")}

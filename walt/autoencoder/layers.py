@@ -92,20 +92,27 @@ def pad_replicate(x: Float[Array, "b t h w c"], kernel: Size3, causal: bool = Tr
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation with statistics per frame: a norm over time would let the first frame see the last."""
+    """Group normalisation with statistics per frame: a norm over time would let the first frame see the last.
+
+    In float32, scale and shift included: those of its own or those that the call gives.
+    """
 
     def __init__(self, channels: int, groups: int, *, affine: bool = True):
         self.groups = groups
         self.scale = nnx.Param(jnp.ones(channels)) if affine else None
         self.bias = nnx.Param(jnp.zeros(channels)) if affine else None
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], scale: Array | None = None, shift: Array | None = None
+    ) -> Float[Array, "b t h w c"]:
         grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
         mean = grouped.mean(axis=(2, 3, 5), keepdims=True)
         variance = jnp.square(grouped - mean).mean(axis=(2, 3, 5), keepdims=True)
         y = ((grouped - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
         if self.scale is not None and self.bias is not None:
-            y = y * self.scale[...] + self.bias[...]
+            scale, shift = self.scale[...], self.bias[...]
+        if scale is not None and shift is not None:
+            y = y * scale + shift
         return y.astype(x.dtype)
 
 

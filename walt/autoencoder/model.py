@@ -6,6 +6,7 @@ An image is a clip of one frame. The first frame is always encoded on its own; e
 from __future__ import annotations
 
 import itertools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ class AdaptiveNorm(nnx.Module):
     ) -> Float[Array, "b t h w c"]:
         size = (x.shape[1], x.shape[2], x.shape[3])
         scale, shift = jnp.split(resize_nearest(self.modulation(latents), size, first), 2, axis=-1)
-        return self.norm(x) * (1 + scale) + shift
+        return self.norm(x, 1 + scale.astype(jnp.float32), shift)
 
 
 def resize_nearest(
@@ -229,6 +230,13 @@ class Autoencoder(nnx.Module):
             raise ValueError(
                 f"encode takes video in [-1, 1], got values from {video.min():g} to {video.max():g}; divide pixels of 0 to 255 "
                 "by 127.5 and subtract 1"
+            )
+        if not isinstance(video, jax.core.Tracer) and video.size and video.min() >= 0 and video.max() <= 1:
+            logging.warning(
+                "encode takes video in [-1, 1], and this one lies in [%.3g, %.3g]: was it scaled to [0, 1]? Then double it and "
+                "subtract 1",
+                video.min(),
+                video.max(),
             )
 
     def encode_raw(self, video: Float[Array, "b t h w 3"], stream: Stream | None = None) -> Float[Array, "b f i j c"]:

@@ -28,6 +28,7 @@ class AutoencoderExperiment:
     """Stage 1: train the autoencoder on clips, then calibrate its latents.
 
     Attributes:
+      clip_size: frames, height and width of the clips it is meant for; others are refused. None takes any.
       heldout_every: steps between measurements on the split "heldout".
       calibration_clips: training clips over which the latent statistics are computed at the end.
       init_from: start from a bundle's weights, with a fresh optimiser.
@@ -39,6 +40,7 @@ class AutoencoderExperiment:
     autoencoder: AutoencoderConfig
     training: TrainingConfig
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+    clip_size: tuple[int, int, int] | None = None
     heldout_every: int = 500
     calibration_clips: int = 512
     init_from: InitRules | None = None

@@ -13,7 +13,7 @@ from etils import epath
 
 from walt.autoencoder.perceptual import PerceptualDistance
 from walt.autoencoder.task import CRITIC, GENERATOR, AutoencoderTask, latent_statistics
-from walt.config import to_config_dict
+from walt.config import ConfigError, to_config_dict
 from walt.data.bar import progress_bar
 from walt.data.loader import ClipLoader, LoaderConfig
 from walt.data.records import read_manifest
@@ -43,7 +43,6 @@ def train_autoencoder(
 
     def start() -> Initial:
         record_environment(workdir)
-        warn_of_range(clip_loader(experiment.data).batch(0)["video"])
         if experiment.init_from is None:
             return Initial()
         params = initial_weights(experiment.init_from, {"autoencoder": task.model.abstract_params})["autoencoder"]
@@ -58,9 +57,11 @@ def train_autoencoder(
         statistics = latent_statistics(task.model, state.averaged_params()[GENERATOR], clips)
         return dataclasses.replace(state, extra={**state.extra, **statistics})
 
+    loader = clip_loader(experiment.data)
+    warn_of_range(loader.batch(0)["video"])
     return train(
         task,
-        clip_loader(experiment.data),
+        loader,
         experiment.training,
         workdir,
         resolved_config=to_config_dict(resolved(experiment)),
@@ -74,8 +75,14 @@ def train_autoencoder(
 
 
 def autoencoder_task(experiment: AutoencoderExperiment) -> AutoencoderTask:
-    """The task, for the clips of the experiment's data set."""
+    """The task, for the clips of the experiment's data set. Raises `ConfigError` if they have not the size of `clip_size`."""
     frames, height, width, _ = clip_loader(experiment.data).manifest.shapes["clip"]
+    if experiment.clip_size not in (None, (frames, height, width)):
+        wanted = "x".join(map(str, experiment.clip_size or ()))
+        raise ConfigError(
+            f"this config is for clips of {wanted}, but those in {experiment.data.path} are {frames}x{height}x{width}; prepare such "
+            "clips, or say --config.clip_size=None to train on these"
+        )
     chosen = experiment.loss.perceptual
     perceptual = None if chosen is None else PerceptualDistance.load(config=chosen)
     return AutoencoderTask(experiment.autoencoder, experiment.loss, (frames, height, width), perceptual)
