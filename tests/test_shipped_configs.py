@@ -109,6 +109,8 @@ def test_decoding_mirrors_encoding(name):
         ("classes/uvit_h2", 501),
         ("frames/k600", 313),
         ("t2v/base_3b", 3100),
+        ("t2v/super_2x", 1300),
+        ("t2v/super_2x2x", 419),
     ],
 )
 def test_published_sizes(name, millions):

@@ -38,6 +38,9 @@ class LatentsConfig:
     input: str = option("Folder of a prepared data set of clips.")
     autoencoder: str = option("Bundle, workdir or shipped name of the autoencoder that encodes them.")
     limit: int = option("Encode at most that many clips of each split, evenly spaced; 0: all.", default=0)
+    low_resolution: int = option(
+        "Encode every clip a second time, that many times smaller, for a super-resolution model; 1: do not.", default=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@
 
 The suffix of `--output` decides: .mp4, .webm and .gif are videos (one file per prompt, numbered if there are several),
 .png is a contact sheet, one row of frames per prompt. Without `--checkpoint` the small model that comes with the
-package is used.
+package is used. `--cascade` names super-resolution models, the smallest first, that make its videos larger.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class Arguments:
     prompt: str = command.flag("What the video should show; repeat the flag for several videos.")
     output: str = command.flag("File to write: .mp4, .webm, .gif, or .png for a contact sheet.")
     checkpoint: str = command.flag("Shipped model, bundle or work directory.", default="mini")
+    cascade: tuple[str, ...] = command.flag(
+        "Bundles or work directories of super-resolution models that follow, comma-separated.", default=()
+    )
     num_frames: int | None = command.flag("Frames; by default those of the model.", default=None)
     height: int | None = command.flag("Height in pixels; by default that of the model.", default=None)
     width: int | None = command.flag("Width in pixels; by default that of the model.", default=None)
@@ -65,22 +68,27 @@ def main(argv: Sequence[str]) -> None:
         raise command.CommandError(f"--scale must be between 1 and 64, got {arguments.scale}")
     output = command.output_file(arguments.output)
 
-    from walt.generation.pipeline import load  # imports jax: errors in flags need not wait for it
+    from walt.generation.cascade import Cascade  # imports jax: errors in flags need not wait for it
 
-    pipeline = load(arguments.checkpoint)
-    print(f"{arguments.checkpoint}: {pipeline.describe()}")
+    checkpoints = (arguments.checkpoint, *arguments.cascade)
+    model = Cascade.load(checkpoints)
+    for checkpoint, pipeline in zip(checkpoints, model.stages):
+        print(f"{checkpoint}: {pipeline.describe()}")
     names = ("num_frames", "height", "width", "steps", "guidance", "solver", "seed", "negative_prompt")
     start = time.monotonic()
-    videos = pipeline.generate(prompts, **{name: getattr(arguments, name) for name in names})
-    steps, guidance = arguments.steps or pipeline.sampler.steps, pipeline.sampler.guidance
-    guidance = guidance if arguments.guidance is None else arguments.guidance
+    videos = model.generate(prompts, **{name: getattr(arguments, name) for name in names})
+    samplers = [pipeline.sampler for pipeline in model.stages]
+    steps = "+".join(f"{arguments.steps or sampler.steps}" for sampler in samplers)
+    guidance = "+".join(
+        f"{sampler.guidance if arguments.guidance is None else arguments.guidance:g}" for sampler in samplers
+    )
     count, frames, height, width = videos.shape[:4]
     print(
         f"made {count} x {frames} frames of {height}x{width} in {time.monotonic() - start:.1f} s, compilation included: "
-        f"{steps} steps, guidance {guidance:g}, seed {arguments.seed}"
+        f"{steps} steps, guidance {guidance}, seed {arguments.seed}"
     )
     scale = arguments.scale or max(1, -(-256 // min(height, width)))
-    for path, prompt in write(videos, prompts, output, arguments.fps or pipeline.fps, scale):
+    for path, prompt in write(videos, prompts, output, arguments.fps or model.fps, scale):
         shown = f" (every pixel {scale}x{scale})" if scale > 1 and path.suffix != ".png" else ""
         print(f"wrote {path}{shown}: {prompt}")
         if arguments.captions:

@@ -13,6 +13,7 @@ import walt
 from walt import experiment
 from walt.config import ConfigError, apply_overrides, load, to_config_dict
 from walt.data import records
+from walt.data.loader import LatentLoader, LoaderConfig
 from walt.data.media import decode_clip, encode_clip
 from walt.experiment import latents, texts
 from walt.experiment.text_encoders import t5_bundle
@@ -234,3 +235,43 @@ def test_starting_from_a_bundle_keeps_its_weights(autoencoder, footage, tmp_path
     clip = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
     ours, theirs = walt.load(tmp_path / "tuned"), walt.load(autoencoder)
     assert np.abs(ours.reconstruct(clip).astype(int) - theirs.reconstruct(clip)).max() <= 1
+
+
+def test_super_resolution_trains_on_two_resolutions_and_makes_videos_larger(autoencoder, footage, tmp_path):
+    manifest = latents.prepare(autoencoder, footage, tmp_path / "latents", limit=4, low_resolution=2)
+    assert manifest.shapes["low_video"] == (5, 4, 4, 8) and manifest.shapes["low_images"] == (3, 4, 4, 8)
+    settings = config("t2v/atari_128:mini", tmp_path / "latents", autoencoder_path=str(autoencoder))
+    settings.transformer.latent_shape, settings.samples_every = (5, 8, 8), 2
+    train(settings, tmp_path / "run")
+    assert b"samples/videos" in b"".join(file.read_bytes() for file in (tmp_path / "run" / "tensorboard").iterdir())
+    pipeline = walt.load(tmp_path / "run")
+    small = np.random.default_rng(0).integers(0, 256, (17, 32, 32, 3), np.uint8)
+    assert pipeline.generate("a game of boxing", low_resolution=small, steps=1, num_frames=1).shape == (1, 64, 64, 3)
+    with pytest.raises(ConfigError, match="sample_prompts must be empty"):
+        train(apply_overrides(settings, {"sample_prompts": "('boxing',)"}), tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"low_resolution must be 1 or more, .* got 3 for clips of 64x64"):
+        latents.prepare(autoencoder, footage, tmp_path / "third", low_resolution=3)
+
+
+def test_both_resolutions_of_a_batch_are_of_the_same_clips_and_stills(autoencoder, footage, tmp_path):
+    latents.prepare(autoencoder, footage, tmp_path / "latents", low_resolution=2)
+    loader = LatentLoader(
+        LoaderConfig(path=str(tmp_path / "latents"), batch_size=4, image_fraction=0.5), None, low_resolution=True
+    )
+    batch = loader.batch(0)
+    source = records.RecordSource(tmp_path / "latents", "train")
+    pairs = {}
+    for record in (source[index] for index in range(len(source))):
+        for name in ("video", "images"):
+            large, small = (np.frombuffer(record[key], np.float32) for key in (name, f"low_{name}"))
+            frames = len(large) // (8 * 8 * 8)
+            for a, b in zip(large.reshape(frames, 8, 8, 8), small.reshape(frames, 4, 4, 8), strict=True):
+                pairs[a.tobytes()] = b
+    for row in range(4):
+        for large, small in zip(batch["latents"][row], batch["low_resolution"][row], strict=True):
+            np.testing.assert_array_equal(small, pairs[large.tobytes()])
+    alone = Pipeline(open_bundle(autoencoder)).encode(
+        latents.smaller(decode_clip(records.RecordSource(footage, "train")[0]["clip"])[None], 2)
+    )
+    np.testing.assert_allclose(np.frombuffer(source[0]["low_video"], np.float32), alone.ravel(), atol=1e-4)
+    assert latents.smaller(np.uint8([[[[[0] * 3, [4] * 3], [[8] * 3, [9] * 3]]]]), 2).item(0) == 5

@@ -193,10 +193,12 @@ class _Latent:
     label: str
     text: Sequence[np.ndarray]  # per caption [L,D]
     text_mask: Sequence[np.ndarray]  # per caption [L]
+    low_resolution: np.ndarray  # like `latents`, but smaller; empty where it is not asked for
 
     @property
     def nbytes(self) -> int:
-        return self.latents.nbytes + sum(array.nbytes for array in (*self.text, *self.text_mask))
+        arrays = (self.latents, self.low_resolution, *self.text, *self.text_mask)
+        return sum(array.nbytes for array in arrays)
 
 
 class LatentLoader(_Loader):
@@ -206,19 +208,20 @@ class LatentLoader(_Loader):
     {"caption_tokens": int32 [B,F,L], "caption_mask": bool [B,F,L], "caption_index": int32 [B,F]}, where the caption of a
     video stands in slot 0 (the other slots are padding) and every frame points to it, and each still of an image row has its
     own; with captions that are embedded already {"text_embeddings": float32 [B,F,L,D]} in place of tokens; with classes
-    {"class_label": int32 [B,F]}.
+    {"class_label": int32 [B,F]}; for a super-resolution model {"low_resolution": float32 [B,F,i,j,c]}.
 
     Args:
       config: what to load.
       tokenize: picklable (texts, length) -> (int32 [n,L], bool [n,L]); None for no captions, or for those that `walt prepare
         text` embedded, if the data set has any.
       class_names: the labels of the records in order; empty for no classes.
+      low_resolution: whether batches hold the latents of the same clips and stills at lower resolution.
       process_index, process_count: which contiguous part of every global batch is this process's.
 
     Raises:
       ConfigError: the batch cannot be shared among the processes.
-      DatasetError: the data set is missing, half written, holds no latents, or no stills though image rows are wanted; in a
-        batch, a record without a caption or of another class.
+      DatasetError: the data set is missing, half written, holds no latents, or no stills or lower resolution though that is wanted;
+        in a batch, a record without a caption or of another class.
     """
 
     def __init__(
@@ -227,6 +230,7 @@ class LatentLoader(_Loader):
         tokenize: Tokenize | None,
         class_names: Sequence[str] = (),
         *,
+        low_resolution: bool = False,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -240,6 +244,11 @@ class LatentLoader(_Loader):
         self._images_shape = shapes.get("images", (0,))
         if config.image_rows and not self._images_shape[0]:
             raise records.DatasetError(f"{config.path} holds no stills, so image_fraction must be 0.")
+        if low_resolution and "low_video" not in shapes:
+            raise records.DatasetError(
+                f"{config.path} holds latents of one resolution only; a super-resolution model needs `walt prepare latents --low_resolution=2`."
+            )
+        self._low_resolution = low_resolution
         self._tokenize = tokenize
         self._text_shape = shapes.get("text") if tokenize is None else None
         self._classes = {name: number for number, name in enumerate(class_names)}
@@ -257,16 +266,20 @@ class LatentLoader(_Loader):
         rows, (frames, length) = len(ids), (self._video_shape[0], self.config.caption_length)
         is_image = self._order.is_image[self._rows.start : self._rows.stop]
         latents = np.empty((rows, *self._video_shape), np.float32)
+        small = np.empty((rows, *self.manifest.shapes["low_video"]) if self._low_resolution else 0, np.float32)
         used, texts, embedded, classes = ids >= 0, [], [], np.zeros((rows, frames), np.int32)
         for local, slot in np.argwhere(used):
             row = self._rows[local]
             example = self._example(step, row, int(slot), int(ids[local, slot]))
-            latents[local, slot if is_image[local] else slice(None)] = example.latents
+            filled = slot if is_image[local] else slice(None)
+            latents[local, filled] = example.latents
+            if self._low_resolution:
+                small[local, filled] = example.low_resolution
             caption = self._order.caption(step, row, int(slot), len(example.captions))
             texts.append(example.captions[caption])
             embedded.append((local, slot, example.text[caption], example.text_mask[caption]))
             if self._classes:
-                classes[local, slot if is_image[local] else slice(None)] = self._classes[example.label]
+                classes[local, filled] = self._classes[example.label]
         batch = {
             "latents": latents,
             "is_image": is_image.copy(),
@@ -275,6 +288,8 @@ class LatentLoader(_Loader):
         }
         if self._classes:
             batch["class_label"] = classes
+        if self._low_resolution:
+            batch["low_resolution"] = small
         index = np.where(is_image[:, None], np.arange(frames), 0).astype(np.int32)
         if self._text_shape is not None:
             embeddings = np.zeros((rows, frames, *self._text_shape), np.float32)
@@ -293,13 +308,12 @@ class LatentLoader(_Loader):
         # Image ids number the stills of all records: record after record, still after still.
         index, still = divmod(example, self._images_shape[0]) if is_image else (example, 0)
         record = self._source[index]
-        name, shape = ("images", self._images_shape) if is_image else ("video", self._video_shape)
-        data = _field(record, name, bytes)
-        if len(data) != 4 * int(np.prod(shape)):
-            raise records.DatasetError(
-                f"Latents {record.get('id')!r} have {len(data)} bytes in {name!r}, not {shape} floats."
-            )
-        values = np.frombuffer(data, np.float32).reshape(shape)
+        name = "images" if is_image else "video"
+        values, small = self._array(record, name), np.zeros(0)
+        if self._low_resolution:
+            small = self._array(record, f"low_{name}")
+        if is_image:  # a view of one still would keep the bytes of all stills alive, which the cache does not count
+            values, small = values[still].copy(), small[still].copy() if self._low_resolution else small
         captions = _field(record, "captions", list)
         if not captions:
             raise records.DatasetError(f"Latents {record.get('id')!r} have no caption.")
@@ -308,8 +322,16 @@ class LatentLoader(_Loader):
             raise records.DatasetError(
                 f"Latents {record.get('id')!r} have the label {label!r}, which is none of the model's {len(self._classes)} classes."
             )
-        # A view of one still would keep the bytes of all stills of the record alive, which the cache does not count.
-        return _Latent(values[still].copy() if is_image else values, captions, label, *self._text_of(record))
+        return _Latent(values, captions, label, *self._text_of(record), small)
+
+    def _array(self, record: dict[str, Any], name: str) -> np.ndarray:
+        """Latents of a record, of the shape that the manifest says."""
+        data, shape = _field(record, name, bytes), self.manifest.shapes[name]
+        if len(data) != 4 * int(np.prod(shape)):
+            raise records.DatasetError(
+                f"Latents {record.get('id')!r} have {len(data)} bytes in {name!r}, not {shape} floats."
+            )
+        return np.frombuffer(data, np.float32).reshape(shape)
 
     def _text_of(self, record: dict[str, Any]) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
         """The embedded captions of a record and their masks."""

@@ -5,7 +5,8 @@
     atari/heldout-00000-of-00008.arrayrecord         split "heldout"
 
 A record is a flat msgpack map. Clips hold {"id", "clip" (see `media.encode_clip`), "captions", "label", "fps"}; latents
-hold {"id", "captions", "label", "video", "images"} with raw float32 bytes whose shapes stand in `Manifest.shapes`.
+hold {"id", "captions", "label", "video", "images"}, and maybe {"low_video", "low_images"}, with raw float32 bytes whose shapes
+stand in `Manifest.shapes`.
 """
 
 import contextlib

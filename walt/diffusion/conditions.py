@@ -16,6 +16,9 @@ from walt.diffusion.process import Schedule, over_frames
 from walt.training.task import Batch
 from walt.transformer.config import TransformerConfig
 
+LOW_RESOLUTION = 2**31 - 1
+"""Folded into a row's key for the noise of its low resolution; steps of a sampler are small numbers."""
+
 
 class TextCondition(NamedTuple):
     """The captions of a batch and which frame reads which.
@@ -138,6 +141,19 @@ def _noised(
     t = draw(latents.shape[1])
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:], latents.dtype))(noise_keys)
     return add_noise(schedule, latents, t, noise), t
+
+
+def given_low_resolution(
+    schedule: Schedule, latents: Float[Array, "b f i j c"], t: float, keys: jax.Array
+) -> Conditions:
+    """The conditions of a super-resolution model that samples: low-resolution latents, noised to the one time t with the rows'
+    `keys`."""
+    times = jnp.full(latents.shape[:2], t, latents.dtype)
+    # Not the keys that the noise of the sample itself is drawn from.
+    own = jax.vmap(lambda key: jax.random.fold_in(key, LOW_RESOLUTION))(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:], latents.dtype))(own)
+    noised = add_noise(schedule, latents, times, noise)
+    return Conditions(low_resolution=noised, scalars={"low_resolution_time": times})
 
 
 def add_noise(

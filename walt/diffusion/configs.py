@@ -160,6 +160,8 @@ class SamplerConfig:
       churn_noise: their S_noise.
       guidance: classifier-free guidance scale; 1 is none, 0 ignores the prompt.
       known_guidance: the same for known latents, beside that for the prompt; 1 costs nothing, another value a third branch.
+      low_resolution_time: time up to which the low resolution that a super-resolution model is given is noised, which hides that
+        it was generated; 0 for none.
       guidance_schedule: `constant`, or `power_cosine`: 1 at t = 1 rising to `guidance` at t = 0.
       guidance_power: exponent s of the power cosine.
       guidance_interval: (low, high): outside these times guidance is 1 (Kynkäänniemi et al. 2024).
@@ -176,6 +178,7 @@ class SamplerConfig:
     churn_noise: float = 1.0
     guidance: float = 1.0
     known_guidance: float = 1.0
+    low_resolution_time: float = 0.1
     guidance_schedule: Literal["constant", "power_cosine"] = "constant"
     guidance_power: float = 4.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -186,7 +189,7 @@ class SamplerConfig:
             raise ConfigError(f"steps: {self.steps} is out of range, expected 1 to {process.NUM_TIMESTEPS}")
         _check_choice("solver", self.solver, Solver)
         _check_choice("spacing", self.spacing, Spacing)
-        for name in ("eta", "guidance_rescale"):
+        for name in ("eta", "guidance_rescale", "low_resolution_time"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is out of range, expected 0 to 1")
         if self.eta and self.solver != "ddim":

@@ -1,6 +1,7 @@
 """Encode a data set of clips into latents, once, so that stage 2 never runs the encoder.
 
-A latents record holds the latents of the clip and of some of its frames as stills: an image is a clip of one frame.
+A latents record holds the latents of the clip and of some of its frames as stills: an image is a clip of one frame. For a
+super-resolution model it holds those of the clip at lower resolution as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float, UInt8
 
 from walt.autoencoder.config import AutoencoderConfig
 from walt.config import ConfigError, from_config_dict
@@ -25,11 +27,16 @@ BATCH = 16
 
 
 def prepare(
-    autoencoder: epath.PathLike, input: epath.PathLike, output: epath.PathLike, limit: int = 0
+    autoencoder: epath.PathLike,
+    input: epath.PathLike,
+    output: epath.PathLike,
+    limit: int = 0,
+    low_resolution: int = 1,
 ) -> records.Manifest:
     """Encodes every split of the clips in `input` with the autoencoder of a bundle or workdir into the new folder `output`.
 
-    With a `limit`, at most that many clips of each split, evenly spaced.
+    With a `limit`, at most that many clips of each split, evenly spaced. With a factor of `low_resolution` above 1, the clips of
+    means over blocks of that many pixels a side as well.
 
     A finished `output` from the same clips and weights is left as it is. Raises `DatasetError` if it is anything else, or
     if `input` holds no clips; `BundleError` if there is no autoencoder, `ConfigError` if it is not calibrated.
@@ -47,21 +54,34 @@ def prepare(
         raise ConfigError(
             f"the autoencoder in {autoencoder} has no latent statistics of its present weights yet: let its training finish"
         )
+    length, height, width, _ = source.shapes["clip"]
+    config = from_config_dict(AutoencoderConfig, component.config)
+    if low_resolution < 1 or any(side % (low_resolution * config.space_factor) for side in (height, width)):
+        raise ConfigError(
+            f"low_resolution must be 1 or more, and clips that many times smaller still have sides that are multiples of "
+            f"{config.space_factor}; got {low_resolution} for clips of {height}x{width}"
+        )
     shards = [shard.sha256 for split in source.splits.values() for shard in split.shards]
     request = {"autoencoder": encoder_checksum(component), "input": shards, "stills": STILLS, "limit": limit}
+    if low_resolution > 1:
+        request["low_resolution"] = low_resolution
     finished = records.already_prepared(output, "latents", request)
     if finished is not None:
         return finished
     pipeline = Pipeline(bundle)
-    length, height, width, _ = source.shapes["clip"]
-    shape = from_config_dict(AutoencoderConfig, component.config).latent_shape(length, height, width)
+    shapes = _shapes(config.latent_shape(length, height, width))
+    if low_resolution > 1:
+        small = _shapes(config.latent_shape(length, height // low_resolution, width // low_resolution))
+        shapes |= {f"low_{name}": shape for name, shape in small.items()}
     frames = np.linspace(0, length - 1, STILLS).round().astype(int)
     labels: set[str] = set()
     with records.new_dataset(output) as directory:
         splits = {}
         for split, info in source.splits.items():
             with records.RecordWriter(directory, split, num_shards=len(info.shards)) as writer:
-                for record in _encoded(pipeline, records.RecordSource(input, split), frames, split, limit):
+                for record in _encoded(
+                    pipeline, records.RecordSource(input, split), frames, split, limit, low_resolution
+                ):
                     writer.write(record)
                     labels.add(record["label"])
                 splits[split] = writer.close()
@@ -70,7 +90,7 @@ def prepare(
             records.Manifest(
                 name="latents",
                 splits=splits,
-                shapes={"video": shape, "images": (STILLS, *shape[1:])},
+                shapes=shapes,
                 fps=source.fps,
                 seed=source.seed,
                 request=request,
@@ -81,8 +101,12 @@ def prepare(
     return records.read_manifest(os.fspath(output))
 
 
+def _shapes(latent: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {"video": latent, "images": (STILLS, *latent[1:])}
+
+
 def _encoded(
-    pipeline: Pipeline, source: records.RecordSource, stills: np.ndarray, split: str, limit: int
+    pipeline: Pipeline, source: records.RecordSource, stills: np.ndarray, split: str, limit: int, low_resolution: int
 ) -> Iterator[dict[str, Any]]:
     """The latents record of every clip."""
     count = min(limit or len(source), len(source))
@@ -91,11 +115,27 @@ def _encoded(
         # The last batch is filled up with its last clip, so that there is one shape to compile.
         batch = [source[int(chosen[min(start + i, count - 1)])] for i in range(BATCH)]
         clips = np.stack([media.decode_clip(record["clip"]) for record in batch])
-        video = pipeline.encode(clips)
-        # The first still is the first frame of the clip, and so is its latent that of the clip: nothing to compute.
-        images = pipeline.encode(clips[:, stills[1:], None])[:, :, 0]
-        images = np.concatenate([video[:, :1], images], axis=1)
+        arrays = _latents(pipeline, clips, stills)
+        if low_resolution > 1:
+            small = _latents(pipeline, smaller(clips, low_resolution), stills)
+            arrays |= {f"low_{name}": array for name, array in small.items()}
         for i, record in enumerate(batch[: count - start]):
             kept = {name: record[name] for name in ("id", "captions", "label")}
-            arrays = {"video": video[i], "images": images[i]}
-            yield kept | {name: np.asarray(array, np.float32).tobytes() for name, array in arrays.items()}
+            yield kept | {name: np.asarray(array[i], np.float32).tobytes() for name, array in arrays.items()}
+
+
+def _latents(
+    pipeline: Pipeline, clips: UInt8[np.ndarray, "n t h w 3"], stills: np.ndarray
+) -> dict[str, Float[np.ndarray, "n f i j c"]]:
+    """Latents of clips as videos, and of the frames `stills` of each as images."""
+    video = pipeline.encode(clips)
+    # The first still is the first frame of the clip, and so is its latent that of the clip: nothing to compute.
+    images = pipeline.encode(clips[:, stills[1:], None])[:, :, 0]
+    return {"video": video, "images": np.concatenate([video[:, :1], images], axis=1)}
+
+
+def smaller(clips: UInt8[np.ndarray, "n t h w 3"], factor: int) -> UInt8[np.ndarray, "n t i j 3"]:
+    """Means over blocks of `factor` x `factor` pixels."""
+    n, t, height, width, _ = clips.shape
+    blocks = clips.reshape(n, t, height // factor, factor, width // factor, factor, 3)
+    return np.rint(blocks.mean(axis=(3, 5), dtype=np.float32)).astype(np.uint8)

@@ -32,6 +32,16 @@ VIDEO_LARGE = TransformerConfig(
     dtype="bfloat16",
     remat="dots",
 )
+SUPER_RESOLUTION = dataclasses.replace(  # the 9:16 models, whose tokens are 16x28 a frame whatever the resolution
+    VIDEO_LARGE,
+    latent_shape=(5, 32, 56),
+    in_channels=24,
+    patch=2,
+    low_resolution=2,
+    scalars=("low_resolution_time",),
+    spatial_window=(1, 16, 28),
+    spacetime_window=(5, 8, 14),
+)
 IMAGE_ONLY = (
     TransformerConfig(  # attention over the whole frame of 256x256 pixels, patches of 2x2 latents, nothing else
         latent_shape=(1, 32, 32),

@@ -195,7 +195,12 @@ def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | WordPi
     if experiment.text_source == "prepared":
         tokenizer = None  # the captions of the data are embedded already
     return LatentLoader(
-        config, tokenizer, classes, process_index=jax.process_index(), process_count=jax.process_count()
+        config,
+        tokenizer,
+        classes,
+        low_resolution=experiment.transformer.low_resolution is not None,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 
@@ -211,29 +216,36 @@ def _evaluators(
     if has_heldout:
         evaluators.append(HeldOut(task, latent_loader(experiment, tokenizer, "heldout"), experiment.heldout_every))
     if experiment.samples_every:
-        split = "heldout" if has_heldout else experiment.data.split
-        names = experiment.diffusion.class_names[:8] if tokenizer is None else _first_captions(experiment, split)
-        prompts = experiment.sample_prompts or names
+        examples = _examples(experiment, "heldout" if has_heldout else experiment.data.split)
+        low = None
+        if experiment.transformer.low_resolution is not None:
+            shape = read_manifest(experiment.data.path).shapes["low_video"]
+            latents = [np.frombuffer(record["low_video"], np.float32).reshape(shape) for record in examples.values()]
+            low = Pipeline(autoencoder).decode(np.stack(latents))
+        names = list(examples) if tokenizer is not None else [record["label"] for record in examples.values()]
+        prompts = tuple(experiment.sample_prompts or names)
         every = experiment.samples_every
-        evaluators.append(SampleVideos(experiment, tokenizer, autoencoder, frozen, tuple(prompts), every))
+        evaluators.append(SampleVideos(experiment, tokenizer, autoencoder, frozen, prompts, every, low))
     return evaluators
 
 
-def _first_captions(experiment: DiffusionExperiment, split: str, number: int = 8) -> list[str]:
-    """The first caption of each label, then further ones, `number` in all if there are as many."""
+def _examples(experiment: DiffusionExperiment, split: str, number: int = 8) -> dict[str, dict[str, Any]]:
+    """Records by their first caption: the first of each label, then further ones, `number` in all if there are as many."""
     source = RecordSource(experiment.data.path, split)
-    by_label: dict[str, str] = {}
-    others: dict[str, None] = {}  # a set that keeps its order
+    first: dict[str, dict[str, Any]] = {}
+    others: dict[str, dict[str, Any]] = {}
+    labels: set[str] = set()
     for record in islice((source[index] for index in range(len(source))), 512):
-        caption = record["captions"][0]
-        if by_label.setdefault(record["label"], caption) != caption:
-            others[caption] = None
-    return list(dict.fromkeys([*by_label.values(), *others]))[:number]
+        kind = others if record["label"] in labels else first
+        kind.setdefault(record["captions"][0], record)
+        labels.add(record["label"])
+    return dict(islice({**first, **others}.items(), number))
 
 
 @dataclasses.dataclass
 class SampleVideos:
-    """An `Evaluator` that samples a few prompts with the averaged weights, for TensorBoard."""
+    """An `Evaluator` that samples a few prompts with the averaged weights, for TensorBoard; for a super-resolution model with the
+    video of each that it is to make larger."""
 
     experiment: DiffusionExperiment
     tokenizer: Tokenizer | WordPiece | None
@@ -241,11 +253,13 @@ class SampleVideos:
     frozen: Bundle | None
     prompts: Sequence[str]
     every: int
+    low_resolution: np.ndarray | None = None
     name: str = "samples"
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
         params = jax.tree.map(np.asarray, state.averaged_params()["model"])
-        return {"videos": Pipeline(self._bundle(params)).generate(list(self.prompts))}
+        videos = Pipeline(self._bundle(params)).generate(list(self.prompts), low_resolution=self.low_resolution)
+        return {"videos": videos}
 
     def _bundle(self, params: dict) -> Bundle:
         experiment = self.experiment

@@ -56,6 +56,7 @@ class Pipeline:
 
     Attributes:
       video_size: frames, height and width the model was trained to generate; None if it only reconstructs.
+      low_size: of a super-resolution model, the size of the videos that it makes larger; None for other models.
       fps: frames per second of its videos.
       class_names: what a model of classes takes for prompts; empty for one that reads text.
       sampler: how it samples unless told otherwise.
@@ -71,6 +72,7 @@ class Pipeline:
         abstract = programs.autoencoder(self._autoencoder)
         self._autoencoder_weights = _weights(abstract, part.params, part.extra, "autoencoder")
         self.video_size: VideoSize | None = None
+        self.low_size: VideoSize | None = None
         self.class_names: tuple[str, ...] = ()
         if "transformer" in bundle.components:
             self._load_generator(bundle)
@@ -103,11 +105,16 @@ class Pipeline:
         frames, height, width = transformer.latent_shape
         time, space = self._autoencoder.time_factor, self._autoencoder.space_factor
         self.video_size = VideoSize(1 + (frames - 1) * time, height * space, width * space)
+        if (factor := transformer.low_resolution) is not None:
+            self.low_size = self.video_size._replace(
+                height=self.video_size.height // factor, width=self.video_size.width // factor
+            )
 
     def generate(
         self,
         prompt: str | Sequence[str],
         *,
+        low_resolution: UInt8[np.ndarray, "*n t i j 3"] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -122,6 +129,7 @@ class Pipeline:
 
         Args:
           prompt: one prompt, or several; of a model of classes, their names.
+          low_resolution: of a super-resolution model, the video of each prompt in its `low_size`; see `Cascade` for the chain.
           num_frames, height, width: size in pixels; by default, and at most, what the model was trained on. A smaller
             video is the first frames and the middle of a full one.
           steps: denoising steps; by default the bundle's.
@@ -144,12 +152,13 @@ class Pipeline:
             raise GenerationError(
                 "this model reads no prompt: it goes on from known frames, which generate does not take yet"
             )
-        if self._generator.transformer.low_resolution is not None:
-            raise GenerationError(
-                "this model needs a video of low resolution to start from, which generate does not take yet"
-            )
         prompts = _check_prompts(prompt)
-        size = self._check_size(num_frames, height, width)
+        size = self.check_size(num_frames, height, width)
+        if size != self.video_size:
+            print(
+                f"{size} is rounded up to {self.video_size}, which is what the model makes, and cropped back to the first frames and "
+                "the middle of the picture"
+            )
         sampler = self._check_sampler(steps, guidance, solver)
         keys = _row_keys(seed, len(prompts))
         negative = (
@@ -157,12 +166,14 @@ class Pipeline:
         )
         read = self._read(prompts, "prompt")
         rows = min(_check_count("batch_size", batch_size), len(prompts))
+        low = self._low_latents(low_resolution, len(prompts), rows)
         videos = []
         for start in range(0, len(prompts), rows):
             # The last batch is filled up with its last prompt, so that there is one shape to compile.
             chosen = np.minimum(np.arange(start, start + rows), len(prompts) - 1)
             rows_read = jax.tree.map(lambda array: array[chosen], read)  # noqa: B023
-            videos.append(self._videos(rows_read, keys[chosen], sampler, negative, size.frames))
+            rows_low = None if low is None else low[chosen]
+            videos.append(self._videos(rows_read, keys[chosen], sampler, negative, rows_low, size.frames))
         video = _crop(np.concatenate(videos)[: len(prompts)], size)
         return video[0] if isinstance(prompt, str) else video
 
@@ -209,7 +220,9 @@ class Pipeline:
         text = ", ".join(f"{name.replace('_', ' ')} {_millions(tree)}" for name, tree in parts.items())
         return f"{text}; generates {self.video_size}" if self.video_size else text
 
-    def _videos(self, prompts: Any, keys: Any, sampler: SamplerConfig, negative: Any, frames: int) -> np.ndarray:
+    def _videos(
+        self, prompts: Any, keys: Any, sampler: SamplerConfig, negative: Any, low: np.ndarray | None, frames: int
+    ) -> np.ndarray:
         if sampler.guidance == 1:
             strength, negative = None, None
         else:
@@ -218,11 +231,30 @@ class Pipeline:
         if negative is not None:
             negative = jax.tree.map(lambda array: np.repeat(array, len(keys), axis=0), negative)
         latents = programs.sample_latents(
-            self._generator, sampler, self._generator_weights, prompts, keys, strength, negative
+            self._generator, sampler, self._generator_weights, prompts, keys, strength, negative, low
         )
         # The decoder is causal: later latents do not change the frames that are asked for.
         needed = 1 + math.ceil((frames - 1) / self._autoencoder.time_factor)
         return np.asarray(programs.decode(self._autoencoder, self._autoencoder_weights, latents[:, :needed]))
+
+    def _low_latents(self, videos: Any, count: int, rows: int) -> Float[np.ndarray, "n f i j c"] | None:
+        """Latents of the low resolution of every prompt; None for a model that takes none."""
+        if self.low_size is None:
+            if videos is not None:
+                raise GenerationError("low_resolution is for a super-resolution model, which this is not")
+            return None
+        if videos is None:
+            raise GenerationError(
+                f"this super-resolution model makes {self.low_size} into {self.video_size}: give low_resolution, or name it as --cascade "
+                "behind a model that makes such videos"
+            )
+        _check_video(videos)
+        videos = videos.reshape((-1, *videos.shape[-4:]))
+        if videos.shape != (count, *self.low_size, 3):
+            raise GenerationError(
+                f"low_resolution must hold a video of {self.low_size} for each of {count} prompts, got {list(videos.shape)}"
+            )
+        return np.concatenate([self.encode(videos[start : start + rows]) for start in range(0, count, rows)])
 
     def _read(self, texts: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
         """(token ids, mask) of texts, or the labels of class names."""
@@ -244,7 +276,8 @@ class Pipeline:
                 )
         return np.array([classes.index(name) for name in names], np.int32)
 
-    def _check_size(self, num_frames: int | None, height: int | None, width: int | None) -> VideoSize:
+    def check_size(self, num_frames: int | None, height: int | None, width: int | None) -> VideoSize:
+        """The size of a video that is asked for, None being what the model makes. Raises `GenerationError` if it cannot be made."""
         full = self.video_size
         assert full is not None
         asked = VideoSize(
@@ -255,11 +288,6 @@ class Pipeline:
         )
         if any(a > b for a, b in zip(asked, full)):
             raise GenerationError(f"this model makes at most {full}, got a request for {asked}")
-        if asked != full:
-            print(
-                f"{asked} is rounded up to {full}, which is what the model makes, and cropped back to the first frames and "
-                "the middle of the picture"
-            )
         return asked
 
     def _check_sampler(self, steps: int | None, guidance: float | None, solver: str | None) -> SamplerConfig:

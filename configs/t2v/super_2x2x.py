@@ -1,0 +1,42 @@
+"""W.A.L.T's text-to-video super-resolution model "2x2x": 419M parameters that make videos of half the size 17x512x896, 275,000 steps of 512 with
+Adafactor and no average of the weights; captions through a frozen T5-XL.
+
+The papers do not say whether these stages see images; half of every batch here are, as for the base.
+"""
+
+import dataclasses
+
+from walt.diffusion.configs import DiffusionConfig, SamplerConfig
+from walt.experiment.published import SUPER_RESOLUTION, published_run
+from walt.text.t5 import t5
+from walt.training.config import OptimizerConfig
+
+CAPTION_LENGTH = 128
+
+
+def get_config(variant: str = ""):
+    """Variants: "" is the published run; "mini" is narrow and short, with a small text encoder that is trained."""
+    text = t5("xl")
+    return published_run(
+        "data/t2v_latents_17x512x896",
+        "runs/t2v_512x896",
+        variant,
+        dataclasses.replace(
+            SUPER_RESOLUTION,
+            latent_shape=(5, 64, 112),
+            width=1024,
+            depth=24,
+            patch=4,
+            text_width=text.width,
+            remat="full",
+        ),
+        batch_size=512,
+        num_steps=275_000,
+        optimizer=OptimizerConfig(name="adafactor", learning_rate=5e-4, b1=0.0, weight_decay=0.0),
+        diffusion=DiffusionConfig(caption_length=CAPTION_LENGTH),
+        sampler=SamplerConfig(guidance=7.5),
+        ema_decay=None,
+        text=text,
+        text_encoder="t5_xl",
+        image_fraction=0.5,
+    )
