@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from walt.autoencoder.config import AutoencoderConfig
-from walt.autoencoder.model import Autoencoder, to_float, to_uint8
+from walt.autoencoder.model import AdaptiveNorm, Autoencoder, to_float, to_uint8
 from walt.config import ConfigError
 from walt.training.module import Functional, count_parameters
 
@@ -52,6 +53,42 @@ def test_image_is_the_first_frame_of_a_video(model, video):
     latents = encode(video)
     np.testing.assert_allclose(encode(video[:, :1]), latents[:, :1], atol=1e-5)
     np.testing.assert_allclose(decode(latents[:, :1]), decode(latents)[:, :1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("seen", "first"),
+    [
+        ([0], True),
+        ([0, 1, 2, 3], True),
+        ([0, 1, 1, 2, 2, 3, 3], True),
+        ([0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3], True),
+        # Latents 0 to 3 of a later chunk: none stands for a single frame.
+        ([0, 1, 2, 3], False),
+        ([0, 0, 1, 1, 2, 2, 3, 3], False),
+        ([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3], False),
+    ],
+)
+def test_which_latent_a_frame_is_modulated_by(seen, first):
+    """Frame t of 1 + 4k sees latent ceil(t / 4), of 1 + 2k latent ceil(t / 2), of 1 + k latent t."""
+    norm = AdaptiveNorm(2, dataclasses.replace(SMALL, latent_channels=1), nnx.Rngs(0))
+    norm.modulation.kernel[...] = jnp.zeros((1, 1, 1, 1, 4)).at[..., 2:].set(1.0)  # shifts by the latent
+    latents = jnp.arange(max(seen) + 1.0).reshape(1, -1, 1, 1, 1)
+    shifted = norm(jnp.zeros((1, len(seen), 4, 2, 2)), latents, first)
+    for position in np.ndindex(4, 2, 2):
+        np.testing.assert_array_equal(shifted[(0, slice(None), *position)], seen)
+
+
+def test_the_decoders_levels_have_the_lengths_of_that_table(monkeypatch):
+    lengths, norm = [], AdaptiveNorm.__call__
+
+    def noted(self, x, latents, first):
+        lengths.append(x.shape[1])
+        return norm(self, x, latents, first)
+
+    monkeypatch.setattr(AdaptiveNorm, "__call__", noted)
+    model = nnx.eval_shape(lambda: Autoencoder(SMALL, nnx.Rngs(0)))
+    nnx.eval_shape(lambda model, latents: model.decode(latents), model, jnp.zeros((1, 4, 1, 1, 4)))
+    assert lengths == [1 + 3, 1 + 2 * 3, 1 + 4 * 3, 1 + 4 * 3]
 
 
 @pytest.mark.parametrize("frame", [0, 1, 4, 5, 9, 16])

@@ -237,6 +237,7 @@ def test_starting_from_a_bundle_keeps_its_weights(autoencoder, footage, tmp_path
     assert np.abs(ours.reconstruct(clip).astype(int) - theirs.reconstruct(clip)).max() <= 1
 
 
+@pytest.mark.slow
 def test_super_resolution_trains_on_two_resolutions_and_makes_videos_larger(autoencoder, footage, tmp_path):
     manifest = latents.prepare(autoencoder, footage, tmp_path / "latents", limit=4, low_resolution=2)
     assert manifest.shapes["low_video"] == (5, 4, 4, 8) and manifest.shapes["low_images"] == (3, 4, 4, 8)

@@ -21,14 +21,18 @@ class Tiling:
     """Square tiles of the latent grid, `overlap` positions into their neighbours, blended linearly there.
 
     Exact where one tile covers the frame. Otherwise approximate, and no halo could make it exact: group norm takes its
-    statistics over a whole frame, of which a tile sees a part. Its error is measured in
-    tests/autoencoder/test_tiling.py.
+    statistics over a whole frame, of which a tile sees a part. Measured with the shipped mini autoencoder in tiles of 64x64
+    pixels, a quarter overlapping, on nine frames of smooth moving waves of 128x128 (tests/autoencoder/test_tiling.py):
+    the reconstruction in tiles is at 22.1 dB PSNR from the untiled one. (Such waves are nothing that the model knows:
+    untiled, it reconstructs them to 12 dB.)
     """
 
     size: int = 32
     overlap: int = 8
 
     def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"tiling.size must be at least 1, got {self.size}")
         if not 0 <= self.overlap <= self.size // 2:
             raise ConfigError(f"tiling.overlap must lie between 0 and half of size {self.size}, got {self.overlap}")
 
