@@ -92,3 +92,13 @@ def test_a_tpu_program_has_the_form_of_its_table(channels, axes):
     program = convolve.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
     windows = re.findall(r"stablehlo\.convolution.*stride = \[([\d, ]+)\]", program)
     assert {len(strides.split(",")) for strides in windows} == axes
+
+
+@pytest.mark.parametrize(("side", "channels_out", "convolutions"), [(8, 8, 0), (64, 8, 3), (8, 3, 9)])
+def test_a_cpu_program_has_the_form_of_its_table(side, channels_out, convolutions):
+    """Small frames are products alone; of large ones the gradient of the input is one 2D convolution per tap; of few channels
+    every pass is."""
+    x, kernel = jnp.zeros((1, 3, side + 2, side + 2, 4)), jnp.zeros((3, 3, 3, 4, channels_out))
+    value = lambda x, kernel: jnp.sin(convolution.convolve(x, kernel, (1, 1, 1))).sum()  # noqa: E731
+    program = jax.jit(jax.value_and_grad(value, (0, 1))).lower(x, kernel).compile().as_text()
+    assert len(re.findall(r" convolution\(", program)) == convolutions

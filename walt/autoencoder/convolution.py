@@ -16,25 +16,20 @@ from jaxtyping import Array, Float
 Size3 = tuple[int, int, int]
 Form = Callable[[Array, Array, Size3], Array]
 LANES = 128  # of a TPU's vector unit: arrays of fewer channels fill it badly
+LARGE_FRAME = 64 * 64  # positions; its gathered neighbours outgrow a CPU's caches
 
 
 def convolve(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], strides: Size3
 ) -> Float[Array, "b s i j d"]:
-    """VALID 3D convolution, written for the platform it is compiled for.
-
-    XLA's CPU convolutions are slow, above all their weight gradients. Measured there on a train step of the mini autoencoder:
-    gathering all taps for one matrix product is two to four times faster, and gathering those of a frame, one axis after
-    the other, for one product per temporal tap a tenth faster again, in two thirds of the compile time. 2D convolutions
-    per temporal tap are the fastest form for a single forward pass, but not in the network: 2.2 s a step against 1.8 s.
-    A TPU chooses per pass and shape, see `Passes`.
-    """
-    passes = Passes.on_tpu(kernel.shape[-2], kernel.shape[-1], strides)
+    """VALID 3D convolution, each pass in the form that is fastest for its shape on the platform it is compiled for."""
+    on_cpu = Passes.on_cpu(kernel.shape[-1], x.shape[2] * x.shape[3], strides)
+    on_tpu = Passes.on_tpu(kernel.shape[-2], kernel.shape[-1], strides)
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, k: products(x, k, strides),
-        tpu=lambda x, k: by_pass(x, k, strides, passes),
+        cpu=lambda x, k: by_pass(x, k, strides, on_cpu),
+        tpu=lambda x, k: by_pass(x, k, strides, on_tpu),
         default=lambda x, k: plain(x, k, strides),
     )
 
@@ -87,6 +82,21 @@ class Passes(NamedTuple):
     value: Form
     input: Form
     kernel: Form
+
+    @classmethod
+    def on_cpu(cls, channels_out: int, positions: int, strides: Size3) -> Passes:
+        """What is fastest on two x86 cores (`bench_autoencoder.py --passes`), for frames of so many `positions`.
+
+        XLA's own convolution is slow, above all its gradients. Small frames lie in the cache as gathered neighbours: there
+        products win, if not every single pass, then the train step of the mini autoencoder (2.2 s against 1.8 s with planes). On
+        large ones planes take half the time for the gradient of the input: a train step at 64 channels and 64x64 positions is
+        1.15 times as fast. Products with few columns are slow wherever they are.
+        """
+        if channels_out <= 3:
+            return cls(planes, planes, planes)
+        if positions >= LARGE_FRAME and max(strides) == 1:
+            return cls(products, planes, products)
+        return cls(products, products, products)
 
     @classmethod
     def on_tpu(cls, channels_in: int, channels_out: int, strides: Size3) -> Passes:
