@@ -80,7 +80,7 @@ def machine(tmp_path: Path, root: Path) -> Machine:
     return Machine(tmp_path, root)
 
 
-SCRIPTS = ["launch/quickstart.sh", "launch/test.sh", "launch/train_mini.sh", ".ci/run"]
+SCRIPTS = ["launch/quickstart.sh", "launch/test.sh", "launch/train_mini.sh", "launch/train_cascade.sh", ".ci/run"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -10,12 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from walt.generation.cascade import Cascade as Cascade
     from walt.generation.pipeline import Pipeline as Pipeline
     from walt.generation.pipeline import load as load
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": "walt.generation.pipeline", "Pipeline": "walt.generation.pipeline"}
+_LAZY = {
+    "Cascade": "walt.generation.cascade",
+    "load": "walt.generation.pipeline",
+    "Pipeline": "walt.generation.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:
