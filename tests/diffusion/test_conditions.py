@@ -133,7 +133,7 @@ def test_known_frames_do_not_count(params):
     value, x0 = (jnp.asarray(rng.normal(size=(2, FRAMES, 3)), jnp.float32) for _ in range(2))
     counted = jnp.ones((2, FRAMES, 1)).at[1, :2].set(0)
     config = DiffusionConfig(prediction="x0")
-    found = loss.row_losses(config, value, x0, x0, x0, jnp.ones(()), jnp.ones(()), counted)
+    found = loss.frame_losses(config, value, x0, x0, x0, jnp.ones(()), jnp.ones(()), counted).mean(1)
     squares = np.square(np.asarray(value - x0))
     np.testing.assert_allclose(found, [squares[0].mean(), squares[1, 2:].mean()], rtol=1e-5)
 

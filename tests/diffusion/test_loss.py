@@ -6,7 +6,7 @@ import pytest
 
 from walt.config import ConfigError
 from walt.diffusion.configs import DiffusionConfig
-from walt.diffusion.loss import row_losses
+from walt.diffusion.loss import frame_losses
 from walt.diffusion.parameterisation import from_x0_and_noise
 
 SHAPE = (3, 4, 2, 2, 5)  # rows, frames, height, width, channels
@@ -25,7 +25,7 @@ def loss_of(config, x0, noise, alpha, sigma, x_t, error):
     """Of the prediction that stands for x0 + error at x_t."""
     wrong = x0 + error
     value = from_x0_and_noise(config.prediction, wrong, (x_t - alpha * wrong) / sigma, alpha, sigma)
-    return row_losses(config, value, x_t, x0, noise, alpha, sigma)
+    return frame_losses(config, value, x_t, x0, noise, alpha, sigma)
 
 
 ALPHA = np.random.default_rng(1).uniform(0.2, 0.97, SHAPE[:2])
@@ -38,7 +38,7 @@ def test_snr_weighs_the_error_of_x0_whatever_is_predicted(prediction, bounds):
     drawn = draw(ALPHA)
     snr = np.clip(ALPHA**2 / (1 - ALPHA**2), *bounds)
     assert len({*np.round(snr.ravel(), 4)}) > 3
-    expected = (snr[..., None, None, None] * np.square(drawn[-1])).mean((1, 2, 3, 4))
+    expected = (snr[..., None, None, None] * np.square(drawn[-1])).mean((2, 3, 4))
     np.testing.assert_allclose(loss_of(config, *drawn), expected, rtol=2e-4)
 
 
@@ -47,7 +47,7 @@ def test_uniform_is_the_error_of_the_prediction():
     _, _, alpha, sigma, _, error = drawn
     for prediction, size in (("x0", 1.0), ("v", 1 / sigma), ("noise", alpha / sigma)):
         config = DiffusionConfig(prediction=prediction, zero_terminal_snr=False)
-        expected = np.square(np.asarray(size * error)).mean((1, 2, 3, 4))
+        expected = np.square(np.asarray(size * error)).mean((2, 3, 4))
         np.testing.assert_allclose(loss_of(config, *drawn), expected, rtol=2e-3)
 
 
@@ -56,7 +56,7 @@ def test_p2_is_a_weight_of_the_error_of_the_noise():
     config = DiffusionConfig(prediction="x0", loss_weight="p2", p2=(0.5, 2.0), zero_terminal_snr=False)
     drawn = draw(ALPHA)
     _, _, alpha, sigma, _, error = (np.asarray(value) for value in drawn)
-    expected = (np.square(alpha / sigma * error) / (0.5 + (alpha / sigma) ** 2) ** 2).mean((1, 2, 3, 4))
+    expected = (np.square(alpha / sigma * error) / (0.5 + (alpha / sigma) ** 2) ** 2).mean((2, 3, 4))
     np.testing.assert_allclose(loss_of(config, *drawn), expected, rtol=2e-4)
 
 
@@ -76,7 +76,7 @@ def test_edm_weight_is_the_uniform_error_of_its_prediction(prediction, schedule)
 def test_pure_noise_counts_with_the_lower_bound():
     config = DiffusionConfig(prediction="x0", loss_weight="snr")
     drawn = draw(np.zeros(SHAPE[:2]))
-    np.testing.assert_allclose(loss_of(config, *drawn), np.square(drawn[-1]).mean((1, 2, 3, 4)), rtol=1e-5)
+    np.testing.assert_allclose(loss_of(config, *drawn), np.square(drawn[-1]).mean((2, 3, 4)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -214,3 +214,15 @@ def test_self_conditioning_without_channels_is_refused():
 def test_bad_settings_name_the_field(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         DiffusionConfig(**bad)
+
+
+def test_held_out_losses_by_time_make_up_the_whole():
+    task, batch = make_task(), make_batch(16)
+    metrics = jax.jit(task.eval_step)({"model": start(task)}, {}, batch, jax.random.key(3))
+    buckets = [value for name, value in metrics.items() if name.startswith("loss_t")]
+    assert len(buckets) == 4 and sum(int(share.number) for share in buckets) == 16 * FRAMES
+    whole = sum(float(share.total) for share in buckets) / (16 * FRAMES)
+    assert whole == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    losses, t = jax.jit(task.frame_losses)(start(task), {}, batch, jax.random.key(3))
+    late = np.asarray(losses)[(np.asarray(t) > 0.75)]
+    np.testing.assert_allclose(metrics["loss_t0.75-1"].total / metrics["loss_t0.75-1"].number, late.mean(), rtol=1e-5)

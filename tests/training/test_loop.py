@@ -2,9 +2,11 @@ import dataclasses
 import json
 import os
 import signal
+from itertools import islice
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import linear
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from walt.training.checkpoint import latest_step, restore_parts
 from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, Interrupted, NonFiniteError
 from walt.training.metrics import read_metrics
+from walt.training.task import Share
 
 
 def assert_equal(left, right):
@@ -210,6 +213,23 @@ def test_held_out_loss_uses_averaged_parameters(tmp_path):
     batches = linear.LinearLoader().batches()
     expected = np.mean([task.loss(state.ema, next(batches), jax.random.key(0)) for _ in range(2)])
     assert read_metrics(tmp_path)[-1]["heldout/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+class PartOfABatch(linear.LinearTask):
+    def eval_step(self, params, extra, batch, key):
+        first, inside = batch["x"][:, 0], batch["x"][:, 0] > 0
+        nothing = Share(jnp.zeros(()), jnp.zeros(()))
+        return {"all": first.mean(), "part": Share(jnp.sum(first * inside), inside.sum()), "none": nothing}
+
+
+def test_a_share_of_a_batch_weighs_by_its_size(tmp_path):
+    loader = linear.LinearLoader()
+    linear.run(tmp_path, evaluators=[HeldOut(PartOfABatch(), loader, every=20, num_batches=2)])
+    found, (one, other) = read_metrics(tmp_path)[-1], islice(loader.batches(), 2)
+    x = np.concatenate([one["x"][:, 0], other["x"][:, 0]])
+    assert np.sum(one["x"][:, 0] > 0) != np.sum(other["x"][:, 0] > 0), "batches that differ in what counts"
+    assert found["heldout/all"] == pytest.approx(x.mean(), rel=1e-4)
+    assert found["heldout/part"] == pytest.approx(x[x > 0].mean(), rel=1e-4) and "heldout/none" not in found
 
 
 def test_starting_from_given_parameters(tmp_path):

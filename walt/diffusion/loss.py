@@ -9,7 +9,7 @@ from walt.diffusion import parameterisation
 from walt.diffusion.configs import DiffusionConfig
 
 
-def row_losses(
+def frame_losses(
     config: DiffusionConfig,
     value: Float[Array, "b f ..."],
     x_t: Float[Array, "b f ..."],
@@ -18,9 +18,10 @@ def row_losses(
     alpha: Float[Array, "b f ..."],
     sigma: Float[Array, "b f ..."],
     counted: Float[Array, "b f ..."] | None = None,
-) -> Float[Array, " b"]:
-    """Loss of each row for the predicted `value`, by `config.loss_weight`: the mean over what is `counted` (1, and 0 for what
-    the network was shown). Rows never mix: the mean over a batch may be taken in any split."""
+) -> Float[Array, "b f"]:
+    """Loss of each frame for the predicted `value`, by `config.loss_weight`. The mean over a row's frames is the mean over what is
+    `counted` in it (1, and 0 for what the network was shown): the frames that count weigh more for those that do not. Rows never
+    mix: the mean over a batch may be taken in any split."""
     share = 1.0 if counted is None else counted / counted.mean(tuple(range(1, counted.ndim)), keepdims=True)
     if config.loss_weight == "uniform":
         target = parameterisation.from_x0_and_noise(config.prediction, x0, noise, alpha, sigma)
@@ -44,8 +45,8 @@ def x0_weight(config: DiffusionConfig, snr: Float[Array, "..."]) -> Float[Array,
 
 
 def mean_squared_error(
-    prediction: Float[Array, "b ..."], target: Float[Array, "b ..."], weight: Float[Array, "b ..."] | float = 1.0
-) -> Float[Array, " b"]:
-    """Mean over each row of the weighted squared error, in float32 or wider."""
+    prediction: Float[Array, "b f ..."], target: Float[Array, "b f ..."], weight: Float[Array, "b f ..."] | float = 1.0
+) -> Float[Array, "b f"]:
+    """Mean over each frame of the weighted squared error, in float32 or wider."""
     error = prediction.astype(jnp.promote_types(jnp.float32, prediction.dtype)) - target
-    return jnp.mean(weight * jnp.square(error), axis=tuple(range(1, error.ndim)))
+    return jnp.mean(weight * jnp.square(error), axis=tuple(range(2, error.ndim)))

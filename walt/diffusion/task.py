@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import jax
@@ -24,12 +25,13 @@ from walt.text.config import TextEncoderConfig
 from walt.text.encoder import make_encoder
 from walt.training.module import Functional
 from walt.training.state import TrainState
-from walt.training.task import Batch, RowCost, Tree
+from walt.training.task import Batch, RowCost, Share, Tree
 from walt.transformer.config import TransformerConfig
 from walt.transformer.flops import transformer_flops
 
 TextSource = Literal["trained", "frozen", "prepared"]
 MakeDenoiser = Callable[..., nnx.Module]
+TIME_BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TEXT_ENCODER = "text_encoder"  # where a frozen one lies in `extra`
 
 
@@ -89,9 +91,14 @@ class DiffusionTask:
         value, grads = jax.value_and_grad(mean_loss)(state.params["model"])
         return {"model": grads}, state.extra, {"loss": value}
 
-    def eval_step(self, params: dict[str, Tree], extra: Tree, batch: Batch, key: jax.Array) -> dict[str, Array]:
-        """The training loss of `batch`, with draws of `key`."""
-        return {"loss": jnp.mean(self.row_losses(params["model"], extra, batch, key))}
+    def eval_step(self, params: dict[str, Tree], extra: Tree, batch: Batch, key: jax.Array) -> dict[str, Array | Share]:
+        """The training loss of `batch`, with draws of `key`: as a whole, and of the frames at times within each of TIME_BUCKETS."""
+        losses, t = self.frame_losses(params["model"], extra, batch, key)
+        metrics: dict[str, Array | Share] = {"loss": jnp.mean(losses)}
+        for low, high in pairwise(TIME_BUCKETS):
+            inside = (t > low) & (t <= high)
+            metrics[f"loss_t{low:g}-{high:g}"] = Share(jnp.sum(losses * inside), jnp.sum(inside))
+        return metrics
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """One row: latents and what the model is told; of captions, one slot per latent frame."""
@@ -128,7 +135,13 @@ class DiffusionTask:
         return RowCost(tokens=frames * height * width, flops=flops)
 
     def row_losses(self, params: Tree, extra: Tree, batch: Batch, key: jax.Array) -> Float[Array, " b"]:
-        """The loss of every row: noise its latents, predict, compare."""
+        """The loss of every row."""
+        return self.frame_losses(params, extra, batch, key)[0].mean(1)
+
+    def frame_losses(
+        self, params: Tree, extra: Tree, batch: Batch, key: jax.Array
+    ) -> tuple[Float[Array, "b f"], Float[Array, "b f"]]:
+        """The loss of every frame, and its time: noise the latents, predict, compare."""
         x0, is_image = batch["latents"], batch["is_image"]
         row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
         keys = jax.vmap(lambda key: jax.random.split(key, 4))(row_keys)
@@ -156,7 +169,7 @@ class DiffusionTask:
             used = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.self_conditioning_rate))(self_keys)
             previous_x0 = jnp.where(used[:, None, None, None, None], estimate, previous_x0)
         value = denoiser(seen, time, previous_x0, is_image=is_image, conditions=conditions)
-        return loss.row_losses(self.diffusion, value, x_t, x0, noise, alpha, sigma, conditions.counted())
+        return loss.frame_losses(self.diffusion, value, x_t, x0, noise, alpha, sigma, conditions.counted()), t
 
     def _text(self, denoiser: Any, encoder_weights: Tree | None, batch: Batch, keys: jax.Array) -> TextCondition | None:
         if self.text is None:

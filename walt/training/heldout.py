@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import jax
+import numpy as np
 
 from walt.parallel.mesh import mesh_of, put_batch
 from walt.training.state import TrainState
-from walt.training.task import Loader, Task
+from walt.training.task import Loader, Share, Task
 
 
 @dataclass
 class HeldOut:
     """An `Evaluator`: means of `task.eval_step` over the first `num_batches` batches of `loader`, with averaged parameters.
 
-    The batches and the noise are the same every time, so that the curve shows the model and not the draw.
+    Metrics of a batch weigh alike, those of a `Share` of it by its size; one of nothing is left out. The batches and the noise are
+    the same every time, so that the curve shows the model and not the draw.
     """
 
     task: Task
@@ -26,17 +28,18 @@ class HeldOut:
     every: int
     num_batches: int = 4
     name: str = "heldout"
-    _run: Callable[..., dict[str, jax.Array]] | None = field(default=None, init=False, repr=False)
+    _run: Callable[..., Mapping[str, jax.Array | Share]] | None = field(default=None, init=False, repr=False)
 
     def __call__(self, state: TrainState, step: int) -> dict[str, Any]:
         if self._run is None:
             self._run = jax.jit(self.task.eval_step)
         key, mesh = jax.random.fold_in(state.key, 2**31 - 1), mesh_of(state.step)
-        totals: dict[str, float] = {}
+        sums: dict[str, np.ndarray] = {}  # totals and numbers
         for index, rows in enumerate(islice(self.loader.batches(0), self.num_batches)):
             metrics = self._run(
                 state.averaged_params(), state.extra, put_batch(rows, mesh), jax.random.fold_in(key, index)
             )
             for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + float(value) / self.num_batches
-        return dict(totals)
+                share = value if isinstance(value, Share) else (value, 1)
+                sums[name] = sums.get(name, np.zeros(2)) + np.array([float(part) for part in share])
+        return {name: float(total / number) for name, (total, number) in sums.items() if number}

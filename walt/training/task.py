@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 Tree = dict[str, Any]
 Batch = Mapping[str, Any]
+
+
+class Share(NamedTuple):
+    """A metric of a part of a batch that differs from batch to batch: a sum, and of how many; their means weigh accordingly."""
+
+    total: jax.Array
+    number: jax.Array
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ class Task(Protocol):
         """
         ...
 
-    def eval_step(self, params: dict[str, Tree], extra: Tree, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+    def eval_step(
+        self, params: dict[str, Tree], extra: Tree, batch: Batch, key: jax.Array
+    ) -> Mapping[str, jax.Array | Share]:
         """Scalar metrics of a batch under any parameters (raw or averaged), without training."""
         ...
 
