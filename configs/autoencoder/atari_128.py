@@ -13,5 +13,5 @@ def get_config(variant: str = ""):
     config.init_from = {"path": "mini"}
     config.training.optimizer.learning_rate = 3e-4
     if not variant:
-        config.training.num_steps = 400
+        config.training.num_steps = 300
     return config

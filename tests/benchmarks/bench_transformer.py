@@ -13,20 +13,23 @@ import argparse
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from bench_autoencoder import cycles, medians
+from flax import nnx
 
 from walt.diffusion.configs import SamplerConfig
 from walt.diffusion.process import make_tables
 from walt.diffusion.samplers import sample
 from walt.training.module import Functional
 from walt.transformer import Transformer, TransformerConfig, transformer_flops
-from walt.transformer.attention import attend
+from walt.transformer.attention import WindowAttention, attend
+from walt.transformer.config import Size3
 from walt.transformer.windows import Windows
 
 MINI = TransformerConfig(
@@ -42,6 +45,7 @@ MINI = TransformerConfig(
     self_conditioning=False,
 )
 FULL = dataclasses.replace(MINI, spatial_window=(1, 8, 8), spacetime_window=(5, 8, 8))
+GRID = (5, 16, 16)
 COMPILATIONS = [0]
 
 
@@ -134,58 +138,79 @@ def whole_network(batch: int, steps: int, rounds: int) -> None:
 
 
 def attention(rounds: int, topology: str | None) -> None:
-    """Scores, softmax and mixing of one S and one ST layer, without their projections; with full attention both see everything."""
-    grid, width, heads = (5, 16, 16), 1024, 16
-    rng = np.random.default_rng(0)
-    dtype = jnp.bfloat16 if topology else jnp.float32
-    query, key, value, cotangent = (jnp.asarray(rng.normal(size=(1, *grid, width)), dtype) for _ in range(4))
+    """One S and one ST layer at 5x16x16 tokens, against two with full attention."""
+    windowed = TransformerConfig(
+        latent_shape=GRID,
+        in_channels=16,
+        out_channels=8,
+        width=1024,
+        depth=2,
+        heads=16,
+        spatial_window=(1, 16, 16),
+        spacetime_window=(5, 8, 8),
+        dtype="bfloat16" if topology else "float32",
+    )
+    kinds = {"windows": [(1, 16, 16), (5, 8, 8)], "full attention": [GRID, GRID]}
+    flops = {"windows": 256 + 320, "full attention": 2 * 1280}
+    print(f"5x16x16 tokens, width 1024; FLOP ratio of attention alone {flops['full attention'] / flops['windows']:.2f}")
+    compare("attention alone", {name: alone(windowed, sizes) for name, sizes in kinds.items()}, rounds, topology)
+    for title, biased in (("layers of attention", True), ("layers without relative biases", False)):
+        config = dataclasses.replace(windowed, relative_bias=biased)
+        compare(title, {name: layers(config, sizes) for name, sizes in kinds.items()}, rounds, topology)
+    full = dataclasses.replace(windowed, spacetime_window=GRID)
+    print(f"FLOP ratio of pairs of layers with their MLPs: {transformer_flops(full) / transformer_flops(windowed):.2f}")
 
-    def through(sizes):
-        def run(query, key, value):
-            outputs = []
-            for size in sizes:
-                windows = Windows(grid, size)
-                parts = (windows.split(x) for x in (query, key, value))
-                mixed = attend(*(part.reshape(*part.shape[:3], heads, -1) for part in parts))
-                outputs.append(windows.merge(mixed.reshape(*mixed.shape[:3], -1)))
-            return outputs
 
-        return run
+def tokens(config: TransformerConfig, features: int) -> jax.Array:
+    values = np.random.default_rng(0).normal(size=(1, *config.latent_shape, features))
+    return jnp.asarray(values, config.dtype)
 
-    def trained(run):
+
+def alone(config: TransformerConfig, sizes: Sequence[Size3]) -> tuple[Callable[..., list[jax.Array]], object]:
+    """Scores, softmax and mixing, cut into windows and put back as in the layers: with one scale per feature in place of projections."""
+
+    def run(inputs: tuple) -> list[jax.Array]:
+        (scales, x), outputs = inputs, []
+        for size in sizes:
+            windows = Windows(config.latent_shape, size)
+            cut = windows.split(x)
+            query, key, value = ((cut * scale).reshape(*cut.shape[:3], config.heads, -1) for scale in scales)
+            mixed = attend(query, key, value)
+            outputs.append(windows.merge(mixed.reshape(*mixed.shape[:3], -1)))
+        return outputs
+
+    return run, (tokens(config, config.width)[0, :3, 0, 0], tokens(config, config.width))
+
+
+def layers(config: TransformerConfig, sizes: Sequence[Size3]) -> tuple[Callable[..., list[jax.Array]], object]:
+    """The layers of attention as the model has them: projections, head norms and relative biases included."""
+    graphs, weights = zip(*(nnx.split(WindowAttention(config, size, nnx.Rngs(0))) for size in sizes))
+
+    def run(inputs: tuple) -> list[jax.Array]:
+        weights, x = inputs
+        return [nnx.merge(graph, state)(x) for graph, state in zip(graphs, weights)]
+
+    return run, (weights, tokens(config, config.width))
+
+
+def compare(title: str, kinds: dict[str, tuple[Callable, object]], rounds: int, topology: str | None) -> None:
+    """Forward, and with the gradients of all inputs, of each kind."""
+    jobs = {}
+    for name, (run, inputs) in kinds.items():
         # A cotangent of ones would let the compiler replace products by sums.
-        return lambda *inputs: jax.vjp(run, *inputs)[1]([cotangent] * 2)
-
-    windowed, full = through([(1, 16, 16), (5, 8, 8)]), through([grid, grid])
-    jobs = {"windows": windowed, "full attention": full}
-    jobs |= {f"{name}, with gradients": trained(job) for name, job in jobs.items()}
-    flops = {"windows": 4 * 1280 * width * (256 + 320), "full attention": 4 * 1280 * width * 2 * 1280}
-    print(
-        f"\nattention alone, 5x16x16 tokens, width {width}: FLOP ratio {flops['full attention'] / flops['windows']:.2f}"
-    )
+        cotangent = [
+            jax.random.normal(jax.random.key(i), y.shape, y.dtype) for i, y in enumerate(jax.eval_shape(run, inputs))
+        ]
+        jobs[name] = run, (inputs,)
+        jobs[f"{name}, with gradients"] = lambda x, ct, run=run: jax.vjp(run, x)[1](ct), (inputs, cotangent)
     if topology:
-        cost = {name: cycles(job, (query, key, value), topology) for name, job in jobs.items()}
+        cost = {name: cycles(job, arguments, topology) for name, (job, arguments) in jobs.items()}
     else:
-        compiled = {name: jax.jit(job) for name, job in jobs.items()}
-        cost = medians({name: lambda f=f: f(query, key, value) for name, f in compiled.items()}, rounds)
-    for name, value in cost.items():
-        kind, _, gradients = name.partition(",")
-        rate = flops[kind] * (3 if gradients else 1) / value
-        print(
-            f"  {name:32} "
-            + (
-                f"{value:12,} cycles  {rate:7,.0f} FLOP/cycle"
-                if topology
-                else f"{value:8.4f} s  {rate / 1e9:6.0f} GFLOP/s"
-            )
-        )
+        cost = medians({name: partial(jax.jit(job), *arguments) for name, (job, arguments) in jobs.items()}, rounds)
+    print(f"\n{title}, {'estimated cycles' if topology else 'seconds'}")
     for suffix in ("", ", with gradients"):
-        print(f"  windows are {cost['full attention' + suffix] / cost['windows' + suffix]:.2f} times as fast{suffix}")
-    sizes = dict(latent_shape=grid, in_channels=16, out_channels=8, width=width, depth=2, heads=heads)
-    layer, whole = (
-        TransformerConfig(**sizes, spatial_window=(1, 16, 16), spacetime_window=window) for window in ((5, 8, 8), grid)
-    )
-    print(f"  FLOP ratio of a whole pair of layers: {transformer_flops(whole) / transformer_flops(layer):.2f}")
+        windows, full = cost["windows" + suffix], cost["full attention" + suffix]
+        print(f"  windows {windows:<11,.5g} full attention {full:<11,.5g} {full / windows:5.2f} times as fast{suffix}")
 
 
 def main() -> None:
