@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the mini cascade, 64x64 to 128x128: footage, an autoencoder and a super-resolution model behind the shipped model, then
-# samples and a report that shows them beside real clips. Takes about an hour on two cores and may be stopped and started at any
+# samples and a report that shows them beside real clips. Takes one to two hours on two cores and may be stopped and started at any
 # time. Usage: launch/train_cascade.sh [RUN_FOLDER [CLIPS]]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -11,7 +11,7 @@ walt() { .venv/bin/python -m walt.cli "$@"; }
 walt prepare atari --output="$RUN/footage" --height=128 --width=128 --clips="$CLIPS"
 walt train --config=autoencoder/atari_128 --workdir="$RUN/autoencoder" --config.data.path="$RUN/footage"
 walt prepare latents --autoencoder="$RUN/autoencoder" --input="$RUN/footage" --output="$RUN/latents" --low_resolution=2 --limit=1000
-walt train --config=t2v/atari_128 --workdir="$RUN/super" --config.data.path="$RUN/latents" \
+walt train --config=t2v/super_atari --workdir="$RUN/super" --config.data.path="$RUN/latents" \
   --config.autoencoder_path="$RUN/autoencoder"
 
 prompts=()

@@ -219,8 +219,8 @@ def _locate(name_or_path: str) -> tuple[Path, str]:
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
     """A copy of `config` with dotted keys set from text, as in `{"training.num_steps": "100"}`.
 
-    The text is read as the type of the value it replaces (a tuple as `1,2,3`; `None` is always None). A section that is
-    None is switched on by setting one of its keys. An unknown key raises `ConfigError` with the nearest valid one.
+    The text is read as the type of the value it replaces (a tuple as `1,2,3`; `None` is always None, of a section as well). A section
+    that is None is switched on by setting one of its keys. An unknown key raises `ConfigError` with the nearest valid one.
     """
     config = ConfigDict(_plain(config))
     opened = set()  # optional sections that were None; what they may hold is checked when the config is parsed
@@ -234,7 +234,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigD
                 with parent.ignore_type():
                     node = parent[key] = ConfigDict()
         current = node.get(last) if path in opened else _child(node, last, path, dotted)
-        if isinstance(current, ConfigDict):
+        if isinstance(current, ConfigDict) and text != "None":  # whether it may be None, parsing will tell
             raise ConfigError(f"config key {dotted!r} is a section; set one of its keys: {', '.join(current.keys())}")
         with node.ignore_type():
             node[last] = _parse(text, current, dotted)

@@ -108,6 +108,8 @@ def _write_bundle(bundle: Any, arguments: Arguments) -> None:
     from walt.generation.bundle import write_bundle
 
     write_bundle(bundle, arguments.output, arguments.dtype)  # type: ignore[arg-type]
+    if not bundle.card.get("finished", True):
+        print(f"note: these are weights of step {bundle.card.get('step')} of a run that has not finished")
     size = sum(file.stat().length for file in epath.Path(arguments.output).iterdir())
     print(f"wrote {arguments.output}: {', '.join(bundle.components)}, {arguments.dtype}, {size / 1e6:.1f} MB")
 

@@ -38,8 +38,10 @@ class Arguments:
     num_frames: int | None = command.flag("Frames; by default those of the model.", default=None)
     height: int | None = command.flag("Height in pixels; by default that of the model.", default=None)
     width: int | None = command.flag("Width in pixels; by default that of the model.", default=None)
-    steps: int | None = command.flag("Denoising steps; by default the model's.", default=None)
-    guidance: float | None = command.flag("How strongly to follow the prompt (1: no guidance).", default=None)
+    steps: int | None = command.flag("Denoising steps (of --checkpoint); by default the model's.", default=None)
+    guidance: float | None = command.flag(
+        "How strongly to follow the prompt (1: no guidance; of --checkpoint).", default=None
+    )
     solver: str | None = command.flag(
         "ddim, ddpm, dpmpp_2m, heun, flow_euler or flow_heun; by default the model's.", default=None
     )
@@ -77,11 +79,10 @@ def main(argv: Sequence[str]) -> None:
     names = ("num_frames", "height", "width", "steps", "guidance", "solver", "seed", "negative_prompt")
     start = time.monotonic()
     videos = model.generate(prompts, **{name: getattr(arguments, name) for name in names})
-    samplers = [pipeline.sampler for pipeline in model.stages]
-    steps = "+".join(f"{arguments.steps or sampler.steps}" for sampler in samplers)
-    guidance = "+".join(
-        f"{sampler.guidance if arguments.guidance is None else arguments.guidance:g}" for sampler in samplers
-    )
+    base, *others = (pipeline.sampler for pipeline in model.stages)
+    steps = "+".join(str(number) for number in (arguments.steps or base.steps, *(sampler.steps for sampler in others)))
+    first = base.guidance if arguments.guidance is None else arguments.guidance
+    guidance = "+".join(f"{scale:g}" for scale in (first, *(sampler.guidance for sampler in others)))
     count, frames, height, width = videos.shape[:4]
     print(
         f"made {count} x {frames} frames of {height}x{width} in {time.monotonic() - start:.1f} s, compilation included: "

@@ -1,6 +1,6 @@
 """The shipped autoencoder trained further on games of 128x128, which it would blur: what is two pixels wide there is one in its own clips.
 
-    walt prepare atari --output=data/atari_128 --height=128 --width=128 --clips=2000
+walt prepare atari --output=data/atari_128 --height=128 --width=128 --clips=2000
 """
 
 import walt.config

@@ -1,5 +1,6 @@
-"""W.A.L.T's text-to-video super-resolution model "2x": 1.3B parameters that make videos of half the size 17x256x448, 675,000 steps of 512 with
-Adafactor and no average of the weights; captions through a frozen T5-XL.
+"""W.A.L.T's text-to-video super-resolution model "2x": 1.3B parameters that make videos twice as high and wide, 17x256x448; 675,000 steps of
+512 with Adafactor and no average of the weights; captions through a frozen T5-XL. Its latents are those of `walt prepare latents
+--low_resolution=2`.
 
 The papers do not say whether these stages see images; half of every batch here are, as for the base.
 """

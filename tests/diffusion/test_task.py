@@ -45,7 +45,8 @@ class StandIn(nnx.Module):
 
     def __call__(self, x_t, t, previous_x0, *, is_image, conditions):
         text = conditions.text
-        SEEN.append(SimpleNamespace(x_t=x_t, t=t, previous_x0=previous_x0, is_image=is_image, text=text))
+        label = conditions.class_label
+        SEEN.append(SimpleNamespace(x_t=x_t, t=t, previous_x0=previous_x0, is_image=is_image, text=text, label=label))
         shift = 0.0
         if text is not None:
             word = jnp.where(text.drop[..., None], 0.0, text.embeddings.mean(axis=2))
@@ -226,3 +227,17 @@ def test_held_out_losses_by_time_make_up_the_whole():
     losses, t = jax.jit(task.frame_losses)(start(task), {}, batch, jax.random.key(3))
     late = np.asarray(losses)[(np.asarray(t) > 0.75)]
     np.testing.assert_allclose(metrics["loss_t0.75-1"].total / metrics["loss_t0.75-1"].number, late.mean(), rtol=1e-5)
+
+
+def test_whether_a_condition_is_dropped_does_not_depend_on_the_time():
+    """One key used twice gives both the same bits: then guidance would know no null class at some times."""
+    task = DiffusionTask(
+        dataclasses.replace(TRANSFORMER, text_width=None, num_classes=3),
+        None,
+        DiffusionConfig(schedule="flow", prediction="flow", class_dropout=0.5),
+        StandIn,
+    )
+    batch = make_batch(400) | {"class_label": np.zeros((400, FRAMES), np.int32)}
+    _, (*_, seen) = run(task, batch)
+    dropped, late = np.asarray(seen.label[:, 0]) == 3, np.asarray(seen.t[:, 0]) > 500
+    assert all(abs(dropped[times].mean() - 0.5) < 0.15 for times in (late, ~late))

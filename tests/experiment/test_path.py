@@ -241,7 +241,7 @@ def test_starting_from_a_bundle_keeps_its_weights(autoencoder, footage, tmp_path
 def test_super_resolution_trains_on_two_resolutions_and_makes_videos_larger(autoencoder, footage, tmp_path):
     manifest = latents.prepare(autoencoder, footage, tmp_path / "latents", limit=4, low_resolution=2)
     assert manifest.shapes["low_video"] == (5, 4, 4, 8) and manifest.shapes["low_images"] == (3, 4, 4, 8)
-    settings = config("t2v/atari_128:mini", tmp_path / "latents", autoencoder_path=str(autoencoder))
+    settings = config("t2v/super_atari:mini", tmp_path / "latents", autoencoder_path=str(autoencoder))
     settings.transformer.latent_shape, settings.samples_every = (5, 8, 8), 2
     train(settings, tmp_path / "run")
     assert b"samples/videos" in b"".join(file.read_bytes() for file in (tmp_path / "run" / "tensorboard").iterdir())
@@ -250,7 +250,9 @@ def test_super_resolution_trains_on_two_resolutions_and_makes_videos_larger(auto
     assert pipeline.generate("a game of boxing", low_resolution=small, steps=1, num_frames=1).shape == (1, 64, 64, 3)
     with pytest.raises(ConfigError, match="sample_prompts must be empty"):
         train(apply_overrides(settings, {"sample_prompts": "('boxing',)"}), tmp_path / "other")
-    with pytest.raises(ConfigError, match=r"low_resolution must be 1 or more, .* got 3 for clips of 64x64"):
+    with pytest.raises(
+        ConfigError, match="low_resolution is 3, but clips of 64x64 can be made 1, 2, 4, 8 times smaller"
+    ):
         latents.prepare(autoencoder, footage, tmp_path / "third", low_resolution=3)
 
 

@@ -79,13 +79,18 @@ def test_low_resolution_is_noised_with_a_key_of_its_own():
     np.testing.assert_allclose(again.low_resolution, given.low_resolution[1:], rtol=1e-6)
 
 
-def test_stages_that_do_not_fit_are_refused(stages):
+def test_stages_that_do_not_fit_are_refused(stages, bundles):
     with pytest.raises(
-        GenerationError, match=r"stage 1 .* makes 5 frames of 32x32 larger, but .* makes 5 frames of 16x16"
+        GenerationError, match=r"model 1 .* makes 5 frames of 32x32 larger, but model 0 .* makes 5 frames of 16x16"
     ):
         Cascade([stages[0], stages[2]])
-    with pytest.raises(GenerationError, match=r"stage 1 of the cascade is no super-resolution model"):
+    with pytest.raises(GenerationError, match="model 1 of the cascade generates 5 frames of 16x16 from nothing"):
         Cascade([stages[0], stages[0]])
+    with pytest.raises(GenerationError, match="at least one model"):
+        Cascade([])
+    with pytest.raises(GenerationError, match="an autoencoder alone"):
+        parts = {"autoencoder": bundles[0].components["autoencoder"]}
+        Cascade([Pipeline(dataclasses.replace(bundles[0], components=parts))]).generate(BALL)
     with pytest.raises(GenerationError, match="makes 5 frames of 16x16 into 5 frames of 32x32: give low_resolution"):
         stages[1].generate(BALL)
     with pytest.raises(GenerationError, match=r"for each of 1 prompts, got \[1, 5, 8, 8, 3\]"):

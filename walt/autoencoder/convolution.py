@@ -23,7 +23,7 @@ def convolve(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], strides: Size3
 ) -> Float[Array, "b s i j d"]:
     """VALID 3D convolution, each pass in the form that is fastest for its shape on the platform it is compiled for."""
-    on_cpu = Passes.on_cpu(kernel.shape[-1], x.shape[2] * x.shape[3], strides)
+    on_cpu = Passes.on_cpu(x.shape[2] * x.shape[3], kernel.shape, strides)
     on_tpu = Passes.on_tpu(kernel.shape[-2], kernel.shape[-1], strides)
     return jax.lax.platform_dependent(
         x,
@@ -84,17 +84,18 @@ class Passes(NamedTuple):
     kernel: Form
 
     @classmethod
-    def on_cpu(cls, channels_out: int, positions: int, strides: Size3) -> Passes:
-        """What is fastest on two x86 cores (`bench_autoencoder.py --passes`), for frames of so many `positions`.
+    def on_cpu(cls, positions: int, kernel: tuple[int, ...], strides: Size3) -> Passes:
+        """What is fastest on two x86 cores (`bench_autoencoder.py --passes`), for padded frames of so many `positions`.
 
         XLA's own convolution is slow, above all its gradients. Small frames lie in the cache as gathered neighbours: there
-        products win, if not every single pass, then the train step of the mini autoencoder (2.2 s against 1.8 s with planes). On
+        products win, if not every single pass, then the train step of the mini autoencoder (1.8 s against 2.2 s with planes). On
         large ones planes take half the time for the gradient of the input: a train step at 64 channels and 64x64 positions is
         1.15 times as fast. Products with few columns are slow wherever they are.
         """
+        _, height, width, _, channels_out = kernel
         if channels_out <= 3:
             return cls(planes, planes, planes)
-        if positions >= LARGE_FRAME and max(strides) == 1:
+        if positions >= LARGE_FRAME and max(strides) == 1 and height * width > 1:
             return cls(products, planes, products)
         return cls(products, products, products)
 

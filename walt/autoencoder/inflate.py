@@ -56,13 +56,15 @@ def _inflated_kernel(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _check(image: AutoencoderConfig, video: AutoencoderConfig) -> None:
     if image.time_factor != 1 or set(image.temporal_kernels) != {1}:
         raise ConfigError(
-            "only an image autoencoder can be inflated: one whose temporal_kernels are all 1 and whose strides keep time"
+            "only an image autoencoder, such as autoencoder/images, can be inflated: one whose temporal_kernels are all 1 and whose strides "
+            "keep time"
         )
     of_image, of_video = _timeless(image), _timeless(video)
     different = [name for name in of_image if of_image[name] != of_video[name]]
     if different:
         raise ConfigError(
-            f"the image and the video autoencoder must differ in time alone, but differ in {', '.join(different)}"
+            f"the image and the video autoencoder must differ in time alone, but differ in {', '.join(different)}: "
+            "are both of the same kind, such as autoencoder/images and autoencoder/k600, or their :mini variants?"
         )
 
 

@@ -103,16 +103,17 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels)) if affine else None
 
     def __call__(
-        self, x: Float[Array, "b t h w c"], scale: Array | None = None, shift: Array | None = None
+        self, x: Float[Array, "b t h w c"], affine: tuple[Array, Array] | None = None
     ) -> Float[Array, "b t h w c"]:
         grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
         mean = grouped.mean(axis=(2, 3, 5), keepdims=True)
         variance = jnp.square(grouped - mean).mean(axis=(2, 3, 5), keepdims=True)
         y = ((grouped - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
         if self.scale is not None and self.bias is not None:
-            scale, shift = self.scale[...], self.bias[...]
-        if scale is not None and shift is not None:
-            y = y * scale + shift
+            assert affine is None  # a norm with scale and shift of its own takes no others
+            affine = self.scale[...], self.bias[...]
+        if affine is not None:
+            y = y * affine[0] + affine[1]
         return y.astype(x.dtype)
 
 

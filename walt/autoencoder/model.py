@@ -64,7 +64,7 @@ class AdaptiveNorm(nnx.Module):
     ) -> Float[Array, "b t h w c"]:
         size = (x.shape[1], x.shape[2], x.shape[3])
         scale, shift = jnp.split(resize_nearest(self.modulation(latents), size, first), 2, axis=-1)
-        return self.norm(x, 1 + scale.astype(jnp.float32), shift)
+        return self.norm(x, (1 + scale.astype(jnp.float32), shift))
 
 
 def resize_nearest(

@@ -63,7 +63,13 @@ class LoaderConfig:
         # Rounding to whole rows must not turn a mixture into videos or stills alone.
         if 0.0 < self.image_fraction < 1.0 and self.image_rows in (0, self.batch_size):
             least, most = 1 / self.batch_size, 1 - 1 / self.batch_size
-            between = f", or between {least:.4g} and {most:.4g}" if least <= most else ", or batch_size larger"
+            between = (
+                f", or between {least:.4g} and {most:.4g}"
+                if least < most
+                else f", or {most:.4g}"
+                if least == most
+                else ", or batch_size larger"
+            )
             raise ConfigError(
                 f"image_fraction {self.image_fraction:g} makes {self.image_rows} of the {self.batch_size} rows of a batch "
                 f"stills; it must be 0 or 1{between}."

@@ -160,8 +160,8 @@ class SamplerConfig:
       churn_noise: their S_noise.
       guidance: classifier-free guidance scale; 1 is none, 0 ignores the prompt.
       known_guidance: the same for known latents, beside that for the prompt; 1 costs nothing, another value a third branch.
-      low_resolution_time: time up to which the low resolution that a super-resolution model is given is noised, which hides that
-        it was generated; 0 for none.
+      low_resolution_time: time to which the low resolution that a super-resolution model is given is noised, which hides that
+        it was generated; 0 for none, at most the `DiffusionConfig.low_resolution_max_time` of its training.
       guidance_schedule: `constant`, or `power_cosine`: 1 at t = 1 rising to `guidance` at t = 0.
       guidance_power: exponent s of the power cosine.
       guidance_interval: (low, high): outside these times guidance is 1 (Kynkäänniemi et al. 2024).
@@ -208,6 +208,18 @@ class SamplerConfig:
         low, high = self.guidance_interval
         if not 0 <= low < high <= 1:
             raise ConfigError(f"guidance_interval: {self.guidance_interval} is not low < high within 0 to 1")
+
+    def check_low_resolution(self, diffusion: DiffusionConfig) -> None:
+        """Refuses, for a super-resolution model, noise on the low resolution that it has never seen.
+
+        Raises:
+          ConfigError: naming the setting and what would do.
+        """
+        if self.low_resolution_time > diffusion.low_resolution_max_time:
+            raise ConfigError(
+                f"low_resolution_time: {self.low_resolution_time} is more noise than diffusion.low_resolution_max_time, "
+                f"{diffusion.low_resolution_max_time}, up to which the model is trained"
+            )
 
     def check_schedule(self, schedule: process.Schedule) -> None:
         """Refuses a schedule along which these steps cannot be taken.

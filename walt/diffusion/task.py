@@ -95,8 +95,9 @@ class DiffusionTask:
         """The training loss of `batch`, with draws of `key`: as a whole, and of the frames at times within each of TIME_BUCKETS."""
         losses, t = self.frame_losses(params["model"], extra, batch, key)
         metrics: dict[str, Array | Share] = {"loss": jnp.mean(losses)}
-        for low, high in pairwise(TIME_BUCKETS):
-            inside = (t > low) & (t <= high)
+        bucket = jnp.clip(jnp.searchsorted(jnp.asarray(TIME_BUCKETS), t) - 1, 0)
+        for number, (low, high) in enumerate(pairwise(TIME_BUCKETS)):
+            inside = bucket == number
             metrics[f"loss_t{low:g}-{high:g}"] = Share(jnp.sum(losses * inside), jnp.sum(inside))
         return metrics
 
@@ -144,8 +145,8 @@ class DiffusionTask:
         """The loss of every frame, and its time: noise the latents, predict, compare."""
         x0, is_image = batch["latents"], batch["is_image"]
         row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
-        keys = jax.vmap(lambda key: jax.random.split(key, 4))(row_keys)
-        time_keys, noise_keys, self_keys, drop_keys = (keys[:, i] for i in range(4))
+        keys = jax.vmap(lambda key: jax.random.split(key, 5))(row_keys)
+        time_keys, noise_keys, self_keys, drop_keys, condition_keys = (keys[:, i] for i in range(5))
 
         draw = lambda key, is_image: self.diffusion.draw_times(self.schedule, key, x0.shape[1], is_image)  # noqa: E731
         t = jax.vmap(draw)(time_keys, is_image)
@@ -157,7 +158,7 @@ class DiffusionTask:
         encoder_weights = extra.get(TEXT_ENCODER)
         extra = {name: value for name, value in extra.items() if name != TEXT_ENCODER}
         denoiser = self.denoiser.bind(params, extra)
-        conditions = draw_conditions(self.transformer, self.diffusion, self.schedule, batch, row_keys)
+        conditions = draw_conditions(self.transformer, self.diffusion, self.schedule, batch, condition_keys)
         conditions = conditions._replace(text=self._text(denoiser, encoder_weights, batch, drop_keys))
         previous_x0 = jnp.zeros_like(x0)
         if self.diffusion.self_conditioning_rate > 0:

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from walt.config import ConfigError
 from walt.data.records import DatasetError, read_manifest
 from walt.evaluation import evaluate_clips
 from walt.evaluation.source import PreparedClips, read_clips
@@ -29,6 +30,11 @@ def describe(workdir: Path, footage: Path) -> dict[str, Any]:
     transformer = training_of(workdir)  # both first: a bundle, which cannot tell, is refused before it is measured
     training = {"autoencoder": training_of(stored_config(workdir).autoencoder_path), "transformer": transformer}
     manifest, pipeline = read_manifest(footage), load(workdir)
+    if pipeline.low_size is not None:
+        raise ConfigError(
+            f"{workdir} is a super-resolution model, whose figures depend on the model before it: measure the samples of "
+            "`walt sample --cascade` with `walt evaluate`"
+        )
     sampler = pipeline.sampler
     heldout = read_clips(footage, "heldout", HELDOUT)
     result = evaluate_clips(

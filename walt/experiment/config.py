@@ -102,6 +102,8 @@ class DiffusionExperiment:
         if self.samples_every < 0:
             raise ConfigError(f"samples_every must be 0 or more, got {self.samples_every}")
         self.sampler.check_schedule(self.diffusion.make_schedule(self.transformer.latent_shape))
+        if self.transformer.low_resolution is not None:
+            self.sampler.check_low_resolution(self.diffusion)
         if self.sample_prompts and self.transformer.low_resolution is not None:
             raise ConfigError(
                 "sample_prompts must be empty for a super-resolution model: its samples are clips of the data, made larger"

@@ -56,11 +56,8 @@ def prepare(
         )
     length, height, width, _ = source.shapes["clip"]
     config = from_config_dict(AutoencoderConfig, component.config)
-    if low_resolution < 1 or any(side % (low_resolution * config.space_factor) for side in (height, width)):
-        raise ConfigError(
-            f"low_resolution must be 1 or more, and clips that many times smaller still have sides that are multiples of "
-            f"{config.space_factor}; got {low_resolution} for clips of {height}x{width}"
-        )
+    if low_resolution != 1:
+        _check_low_resolution(low_resolution, height, width, config.space_factor)
     shards = [shard.sha256 for split in source.splits.values() for shard in split.shards]
     request = {"autoencoder": encoder_checksum(component), "input": shards, "stills": STILLS, "limit": limit}
     if low_resolution > 1:
@@ -99,6 +96,15 @@ def prepare(
             ),
         )
     return records.read_manifest(os.fspath(output))
+
+
+def _check_low_resolution(factor: int, height: int, width: int, multiple: int) -> None:
+    fitting = [n for n in range(1, height) if not any(side % (n * multiple) for side in (height, width))]
+    if factor not in fitting:
+        raise ConfigError(
+            f"low_resolution is {factor}, but clips of {height}x{width} can be made {', '.join(map(str, fitting))} times smaller for an "
+            f"autoencoder that takes multiples of {multiple} pixels"
+        )
 
 
 def _shapes(latent: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -64,7 +64,14 @@ def mini_autoencoder(data: str, num_steps: int, variant: str, loss: AutoencoderL
     )
     clips = LoaderConfig(path=data, batch_size=4)
     return to_config_dict(
-        AutoencoderExperiment(data=clips, autoencoder=MINI, loss=loss, training=training, heldout_every=250)
+        AutoencoderExperiment(
+            data=clips,
+            autoencoder=MINI,
+            loss=loss,
+            training=training,
+            heldout_every=250,
+            calibration_clips=8 if short else 512,
+        )
     )
 
 

@@ -51,7 +51,8 @@ def train_autoencoder(
 
     def calibrate(state: TrainState) -> TrainState:
         # Every process goes through the same clips, whole batches of them, and so finds the same statistics.
-        batches = -(-experiment.calibration_clips // experiment.data.batch_size)
+        present = read_manifest(experiment.data.path).splits[experiment.data.split].count
+        batches = -(-min(experiment.calibration_clips, present) // experiment.data.batch_size)
         drawn = islice(ClipLoader(experiment.data).batches(0), batches)
         clips = (batch["video"] for batch in progress_bar(drawn, total=batches, desc="latent statistics", unit="batch"))
         statistics = latent_statistics(task.model, state.averaged_params()[GENERATOR], clips)

@@ -220,26 +220,29 @@ def _evaluators(
         low = None
         if experiment.transformer.low_resolution is not None:
             shape = read_manifest(experiment.data.path).shapes["low_video"]
-            latents = [np.frombuffer(record["low_video"], np.float32).reshape(shape) for record in examples.values()]
+            latents = [np.frombuffer(record["low_video"], np.float32).reshape(shape) for record in examples]
             low = Pipeline(autoencoder).decode(np.stack(latents))
-        names = list(examples) if tokenizer is not None else [record["label"] for record in examples.values()]
+        names = [record["label"] if tokenizer is None else record["captions"][0] for record in examples]
         prompts = tuple(experiment.sample_prompts or names)
         every = experiment.samples_every
         evaluators.append(SampleVideos(experiment, tokenizer, autoencoder, frozen, prompts, every, low))
     return evaluators
 
 
-def _examples(experiment: DiffusionExperiment, split: str, number: int = 8) -> dict[str, dict[str, Any]]:
-    """Records by their first caption: the first of each label, then further ones, `number` in all if there are as many."""
+def _examples(experiment: DiffusionExperiment, split: str, number: int = 8) -> list[dict[str, Any]]:
+    """Records by label and first caption: the first of each label, then further ones, `number` in all if there are as many."""
     source = RecordSource(experiment.data.path, split)
-    first: dict[str, dict[str, Any]] = {}
-    others: dict[str, dict[str, Any]] = {}
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    others: dict[tuple[str, str], dict[str, Any]] = {}
     labels: set[str] = set()
     for record in islice((source[index] for index in range(len(source))), 512):
-        kind = others if record["label"] in labels else first
-        kind.setdefault(record["captions"][0], record)
-        labels.add(record["label"])
-    return dict(islice({**first, **others}.items(), number))
+        label, caption = record["label"], record["captions"][0]
+        kind = others if label in labels else first
+        if len(kind) < number:
+            kind.setdefault((label, caption), record)
+        labels.add(label)
+    others = {key: record for key, record in others.items() if key not in first}
+    return list({**first, **others}.values())[:number]
 
 
 @dataclasses.dataclass

@@ -19,27 +19,34 @@ SEED_STRIDE = 0x9E3779B9
 
 
 class Cascade:
-    """Pipelines that follow one another; `generate` takes what `Pipeline.generate` takes.
+    """Pipelines that follow one another.
 
     Attributes:
       stages: the base first.
     """
 
-    def __init__(self, stages: Sequence[Pipeline]):
-        """Raises `GenerationError` unless each stage makes what the next one takes."""
+    def __init__(self, stages: Sequence[Pipeline], names: Sequence[str] = ()):
+        """`names` are for messages. Raises `GenerationError` unless each stage makes what the next one takes."""
         self.stages = tuple(stages)
-        for number, (before, after) in enumerate(zip(self.stages, self.stages[1:]), 1):
+        if not stages:
+            raise GenerationError("a cascade needs at least one model")
+        names = names or [f"model {number} of the cascade" for number in range(len(stages))]
+        for before, after, name, next_name in zip(self.stages, self.stages[1:], names, names[1:]):
             if after.low_size is None:
-                raise GenerationError(f"stage {number} of the cascade is no super-resolution model")
-            if before.video_size != after.low_size:
-                raise GenerationError(
-                    f"stage {number} of the cascade makes {after.low_size} larger, but the one before it makes {before.video_size}"
+                found = (
+                    f"generates {after.video_size} from nothing" if after.video_size else "holds an autoencoder alone"
                 )
+                raise GenerationError(
+                    f"{next_name} {found}: what follows in a cascade is a super-resolution model, such as t2v/super_atari trains"
+                )
+            if before.video_size != after.low_size:
+                made = before.video_size or "no videos at all"
+                raise GenerationError(f"{next_name} makes {after.low_size} larger, but {name} before it makes {made}")
 
     @classmethod
     def load(cls, paths: Sequence[epath.PathLike]) -> Cascade:
         """The cascade of bundles or workdirs, the base first; raises as `walt.load` does."""
-        return cls([load(path) for path in paths])
+        return cls([load(path) for path in paths], [str(path) for path in paths])
 
     @property
     def fps(self) -> float:
@@ -50,19 +57,35 @@ class Cascade:
         self,
         prompt: str | Sequence[str],
         *,
+        low_resolution: UInt8[np.ndarray, "*n t i j 3"] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
+        negative_prompt: str | None = None,
+        batch_size: int = 16,
         **options: Any,
     ) -> UInt8[np.ndarray, "*n t h w 3"]:
-        """Videos of prompts. Sizes are those of the last stage; every stage takes the prompt, the seed and all other options."""
+        """Videos of prompts, see `Pipeline.generate`.
+
+        Sizes are those of the last stage; `low_resolution` and all other options (steps, guidance, solver) those of the first, and the
+        stages behind it take the steps and the guidance of their bundles.
+        """
         size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
         self.stages[-1].check_size(**size)  # before the stages below it have worked in vain
-        video = None
+        video = low_resolution
         for number, stage in enumerate(self.stages):
             wanted = size if stage is self.stages[-1] else {}
             own_seed = (seed + number * SEED_STRIDE) % 2**32 if number else seed
-            video = stage.generate(prompt, low_resolution=video, seed=own_seed, **wanted, **options)
+            chosen = {} if number else options
+            video = stage.generate(
+                prompt,
+                low_resolution=video,
+                seed=own_seed,
+                negative_prompt=negative_prompt,
+                batch_size=batch_size,
+                **wanted,
+                **chosen,
+            )
         assert video is not None
         return video

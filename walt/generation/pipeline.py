@@ -98,6 +98,11 @@ class Pipeline:
         self._generator = programs.GeneratorConfig(transformer, text, diffusion)
         self.class_names = diffusion.class_names
         self.sampler = _config(SamplerConfig, bundle.sampler, "sampler")
+        if transformer.low_resolution is not None:
+            try:
+                self.sampler.check_low_resolution(diffusion)
+            except ConfigError as error:
+                raise BundleError(f"the bundle's sampler config cannot be used: {error}") from error
         params = {name: part.params for name, part in parts.items()}
         extra = {name: part.extra for name, part in parts.items() if part.extra}
         abstract = programs.denoiser(transformer, text)
@@ -146,14 +151,13 @@ class Pipeline:
         Raises:
           GenerationError: an argument the model cannot serve.
         """
-        if self.video_size is None:
-            raise GenerationError("this bundle holds an autoencoder alone: it can reconstruct, but not generate")
+        size = self.check_size(num_frames, height, width)
         if self._tokenizer is None and not self.class_names:
             raise GenerationError(
                 "this model reads no prompt: it goes on from known frames, which generate does not take yet"
             )
         prompts = _check_prompts(prompt)
-        size = self.check_size(num_frames, height, width)
+        small = self._check_low_resolution(low_resolution, len(prompts))
         if size != self.video_size:
             print(
                 f"{size} is rounded up to {self.video_size}, which is what the model makes, and cropped back to the first frames and "
@@ -166,14 +170,13 @@ class Pipeline:
         )
         read = self._read(prompts, "prompt")
         rows = min(_check_count("batch_size", batch_size), len(prompts))
-        low = self._low_latents(low_resolution, len(prompts), rows)
         videos = []
         for start in range(0, len(prompts), rows):
             # The last batch is filled up with its last prompt, so that there is one shape to compile.
             chosen = np.minimum(np.arange(start, start + rows), len(prompts) - 1)
             rows_read = jax.tree.map(lambda array: array[chosen], read)  # noqa: B023
-            rows_low = None if low is None else low[chosen]
-            videos.append(self._videos(rows_read, keys[chosen], sampler, negative, rows_low, size.frames))
+            low = None if small is None else self.encode(small[chosen])
+            videos.append(self._videos(rows_read, keys[chosen], sampler, negative, low, size.frames))
         video = _crop(np.concatenate(videos)[: len(prompts)], size)
         return video[0] if isinstance(prompt, str) else video
 
@@ -237,8 +240,8 @@ class Pipeline:
         needed = 1 + math.ceil((frames - 1) / self._autoencoder.time_factor)
         return np.asarray(programs.decode(self._autoencoder, self._autoencoder_weights, latents[:, :needed]))
 
-    def _low_latents(self, videos: Any, count: int, rows: int) -> Float[np.ndarray, "n f i j c"] | None:
-        """Latents of the low resolution of every prompt; None for a model that takes none."""
+    def _check_low_resolution(self, videos: Any, count: int) -> UInt8[np.ndarray, "n t i j 3"] | None:
+        """The low resolution of every prompt; None for a model that takes none."""
         if self.low_size is None:
             if videos is not None:
                 raise GenerationError("low_resolution is for a super-resolution model, which this is not")
@@ -254,7 +257,7 @@ class Pipeline:
             raise GenerationError(
                 f"low_resolution must hold a video of {self.low_size} for each of {count} prompts, got {list(videos.shape)}"
             )
-        return np.concatenate([self.encode(videos[start : start + rows]) for start in range(0, count, rows)])
+        return videos
 
     def _read(self, texts: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
         """(token ids, mask) of texts, or the labels of class names."""
@@ -279,7 +282,8 @@ class Pipeline:
     def check_size(self, num_frames: int | None, height: int | None, width: int | None) -> VideoSize:
         """The size of a video that is asked for, None being what the model makes. Raises `GenerationError` if it cannot be made."""
         full = self.video_size
-        assert full is not None
+        if full is None:
+            raise GenerationError("this bundle holds an autoencoder alone: it can reconstruct, but not generate")
         asked = VideoSize(
             *(
                 default if value is None else _check_count(name, value)
