@@ -23,7 +23,7 @@ def footage(tmp_path_factory):
     """Clips that no training saw: the emulator seeds of the recipe's seed 100."""
     pytest.importorskip("ale_py", reason="the atari recipe needs the extra `demo`")
     output = tmp_path_factory.mktemp("footage") / "data"
-    atari.prepare(atari.AtariConfig(output=str(output), clips=16, heldout=48, seed=100))
+    atari.prepare(atari.AtariConfig(output=str(output), clips=16, heldout=16, seed=100))
     return output
 
 
