@@ -10,7 +10,7 @@ walt() { .venv/bin/python -m walt.cli "$@"; }
 
 walt prepare atari --output="$RUN/footage" --height=128 --width=128 --clips="$CLIPS"
 walt train --config=autoencoder/atari_128 --workdir="$RUN/autoencoder" --config.data.path="$RUN/footage"
-walt prepare latents --autoencoder="$RUN/autoencoder" --input="$RUN/footage" --output="$RUN/latents" --low_resolution=2 --limit=1000
+walt prepare latents --autoencoder="$RUN/autoencoder" --input="$RUN/footage" --output="$RUN/latents" --low_resolution=2 --limit=600
 walt train --config=t2v/super_atari --workdir="$RUN/super" --config.data.path="$RUN/latents" \
   --config.autoencoder_path="$RUN/autoencoder"
 

@@ -23,5 +23,5 @@ def get_config(variant: str = ""):
     # The low resolution says most of what there is to see: few steps, and no guidance.
     config.sampler.steps, config.sampler.guidance = 10, 1.0
     if not variant:
-        config.training.num_steps = 1200
+        config.training.num_steps = 800
     return config
