@@ -45,6 +45,10 @@ class Arguments:
     )
     weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
     dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
+    latents: str = command.flag(
+        "For export: normalised, by the statistics of training, or raw, as the encoder makes them (for comparisons: models learn worse of those).",
+        default="normalised",
+    )
     config: str | None = command.flag("For inflate and resize: config of the model to make.", default=None)
     real: str | None = command.flag("For card: prepared data set of real clips with a held-out split.", default=None)
     card: str | None = command.flag(
@@ -60,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
         ("what", tuple(CONVERSIONS)),
         ("weights", ("ema", "raw")),
         ("dtype", ("float32", "float16")),
+        ("latents", ("normalised", "raw")),
     ):
         if getattr(arguments, name) not in allowed:
             raise command.CommandError(f"{name} must be {' or '.join(allowed)}, got {getattr(arguments, name)!r}")
@@ -73,10 +78,13 @@ def main(argv: Sequence[str]) -> None:
 def _export(arguments: Arguments) -> None:
     card = _read_card(arguments.card) if arguments.card else {}
 
-    from walt.generation.sources import open_bundle  # imports jax
+    from walt.generation.bundle import with_raw_latents  # imports jax
+    from walt.generation.sources import open_bundle
 
     bundle = open_bundle(_workdir(arguments), arguments.weights)  # type: ignore[arg-type]
     licences = tuple(card.pop("licences", bundle.licences))
+    if arguments.latents == "raw":
+        bundle = with_raw_latents(bundle)
     _write_bundle(dataclasses.replace(bundle, card={**bundle.card, **card}, licences=licences), arguments)
 
 

@@ -140,7 +140,7 @@ def test_a_config_survives_its_dictionary():
         ({"patch": 3}, "patch 3 must divide"),
         ({"heads": 15}, "heads 15 must divide width 1024"),
         ({"depth": 23}, "depth must be even"),
-        ({"spatial_window": (2, 4, 4)}, "spatial_window must span one frame"),
+        ({"spatial_window": (2, 4, 4)}, "spatial_window must span one frame beside"),
         ({"spacetime_window": (0, 4, 4)}, "spacetime_window must be three positive"),
         ({"latent_shape": (5, 16)}, "latent_shape must be three"),
         ({"in_channels": 8}, "in_channels is 8, expected 16: 8 noisy, 8 of self-conditioning"),

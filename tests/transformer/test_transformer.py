@@ -120,6 +120,27 @@ def test_the_image_model_is_all_spatial(small_transformer):
     assert apply(model, inputs).shape == (2, 1, 4, 4, 2)
 
 
+@pytest.mark.parametrize(
+    ("spatial", "spacetime", "reached"),
+    [
+        ((3, 4, 4), None, "all"),  # full attention
+        ((1, 1, 1), (3, 1, 1), "column"),  # over time alone
+        ((1, 4, 4), (3, 1, 1), "all"),  # space, then time: factorised
+        ((1, 4, 4), None, "frame"),
+    ],
+)
+def test_windows_decide_how_far_a_token_is_seen(small_transformer, small_inputs, spatial, spacetime, reached):
+    depth = 1 if spacetime is None else 2
+    model = small_transformer(text_width=None, spatial_window=spatial, spacetime_window=spacetime, depth=depth)
+    inputs = small_inputs(model.config)  # a video, and a row of stills
+    moved = {**inputs, "latents": inputs["latents"].at[:, 1, 2, 3].add(1)}
+    changed = np.any(np.asarray(apply(model, moved)) != np.asarray(apply(model, inputs)), axis=-1)
+    expected = np.zeros((3, 4, 4), bool)
+    expected[{"all": slice(None), "column": (slice(None), 2, 3), "frame": 1}[reached]] = True
+    np.testing.assert_array_equal(changed[0], expected)
+    assert not changed[1, [0, 2]].any()  # stills never see one another
+
+
 @pytest.fixture(scope="module")
 def training(small_config, small_inputs):
     """(The model's structure, a compiled function from its parameters to the loss and its gradients.)"""

@@ -18,7 +18,7 @@ from walt.autoencoder.config import AutoencoderConfig
 from walt.config import ConfigError, from_config_dict
 from walt.data import media, records
 from walt.data.bar import progress_bar
-from walt.generation.bundle import encoder_checksum
+from walt.generation.bundle import RAW_LATENTS, encoder_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_autoencoder
 
@@ -50,7 +50,8 @@ def prepare(
     component = bundle.components["autoencoder"]
     # Of a stage-2 workdir it is the transformer that is finished or not: the autoencoder stays as it was found.
     changing = "transformer" not in bundle.components and not bundle.card.get("finished", True)
-    if changing or not np.any(component.extra["latent_mean"]):
+    uncalibrated = not np.any(component.extra["latent_mean"]) and not bundle.card.get(RAW_LATENTS)
+    if changing or uncalibrated:
         raise ConfigError(
             f"the autoencoder in {autoencoder} has no latent statistics of its present weights yet: let its training finish"
         )

@@ -29,6 +29,7 @@ FORMAT = 1
 INDEX = "walt.json"
 TOKENIZER = "tokenizer.model"
 COMPONENTS = ("autoencoder", "transformer", "text_encoder")
+RAW_LATENTS = "raw_latents"  # key of a card: latents are not normalised, on purpose
 Tree = dict[str, Any]
 
 
@@ -63,6 +64,19 @@ class Bundle:
     sampler: Mapping[str, Any] | None = None
     licences: tuple[str, ...] = ()
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def with_raw_latents(bundle: Bundle) -> Bundle:
+    """The autoencoder of `bundle` alone, whose latents are what the encoder makes, with nothing subtracted or divided."""
+    if "autoencoder" not in bundle.components:
+        raise BundleError("raw latents are those of an autoencoder, and there is none")
+    autoencoder = bundle.components["autoencoder"]
+    neutral = {
+        "latent_mean": np.zeros_like(autoencoder.extra["latent_mean"]),
+        "latent_std": np.ones_like(autoencoder.extra["latent_std"]),
+    }
+    raw = dataclasses.replace(autoencoder, extra={**autoencoder.extra, **neutral})
+    return Bundle({"autoencoder": raw}, licences=bundle.licences, card={**bundle.card, RAW_LATENTS: True})
 
 
 def encoder_checksum(autoencoder: Component) -> str:

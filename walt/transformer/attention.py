@@ -103,14 +103,14 @@ class WindowAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Tokens attend to the tokens of their own spatial window and to their frame's caption, through one key and one value map for both.
+    """Tokens attend to the tokens of their own window of their frame and to their frame's caption, through one key and one value map for both.
 
     No relative bias (choice). The output map starts at zero, so that the layer starts as the identity (choice; this attention has no gate).
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         super().__init__(config, rngs, out_initializer=zeros)
-        self.largest = config.spatial_window
+        self.largest = (1, *config.spatial_window[1:])
 
     def __call__(
         self, x: Float[Array, "B T H W d"], text: Float[Array, "B G L d"], text_mask: Bool[Array, "B G L"]

@@ -24,7 +24,8 @@ class TransformerConfig:
         width, depth, heads: token width, number of layers (one layer = one attention + one MLP) and attention heads.
         patch: side of the square patch; a patch never spans frames.
         spatial_window: `(1, h, w)` in tokens; clipped to the token grid where larger.
-        spacetime_window: `(t, h, w)` in tokens; None makes every layer spatial (the ImageNet model).
+        spacetime_window: `(t, h, w)` in tokens: `(F, 1, 1)` factorises space and time (ViViT, Latte). None makes all layers alike: spatial (the
+            ImageNet model), or, with a spatial_window that spans frames, those windows in every layer; of the whole grid, full attention.
         adaln: how time and class act: through adaptive layer norms, "shared" (one map for all layers), "lora" (shared plus a low-rank term
             per layer) or "separate" (one map per layer, as in DiT); or "none": layer norms with learned scale and offset, and time, class
             and text stand as tokens beside the patches of every frame, which are all in one window (U-ViT).
@@ -116,8 +117,11 @@ class TransformerConfig:
                 raise ConfigError(
                     f"transformer.{name} must be three positive sizes (frames, height, width) in tokens, got {window}"
                 )
-        if self.spatial_window[0] != 1:
-            raise ConfigError(f"transformer.spatial_window must span one frame, got {self.spatial_window}")
+        if self.spatial_window[0] != 1 and self.spacetime_window is not None:
+            raise ConfigError(
+                f"transformer.spatial_window must span one frame beside a spacetime_window, got {self.spatial_window}; with "
+                "spacetime_window=None it may span more"
+            )
         if self.spacetime_window is not None and self.depth % 2:
             raise ConfigError(
                 f"transformer.depth must be even (layers alternate spatial and spatiotemporal), got {self.depth}"
@@ -152,11 +156,12 @@ class TransformerConfig:
             raise ConfigError(
                 f"transformer.depth {self.depth} makes {self.units} units, but long_skips needs an odd number: one in the middle"
             )
-        whole = all(side >= grid for side, grid in zip(self.spatial_window[1:], self.grid[1:], strict=True))
+        frames, *sides = self.spatial_window
+        whole = frames == 1 and all(side >= grid for side, grid in zip(sides, self.grid[1:], strict=True))
         if self.adaln == "none" and (self.spacetime_window is not None or not whole or self.relative_bias):
             raise ConfigError(
-                'transformer.adaln "none" puts tokens beside the patches of a frame, so it needs spacetime_window=None, a spatial_window of the '
-                f"whole grid {self.grid[1:]}, and relative_bias=False"
+                'transformer.adaln "none" puts tokens beside the patches of a frame, so it needs spacetime_window=None, a spatial_window of '
+                f"{(1, *self.grid[1:])}, the whole of a frame, and relative_bias=False"
             )
         if self.position == "sincos" and self.width % 4:
             raise ConfigError(f'transformer.position "sincos" needs a width that is a multiple of 4, got {self.width}')

@@ -23,7 +23,7 @@ def transformer_flops(config: TransformerConfig, text_length: int = 0) -> float:
         seen = math.prod(min(side, grid) for side, grid in zip(window, config.grid, strict=True)) + beside
         total += 2 * tokens * width * (4 * width + 2 * seen) + 4 * tokens * width * config.mlp_ratio * width
         if config.text_width is not None and config.adaln != "none":
-            spatial = math.prod(min(a, b) for a, b in zip(config.spatial_window, config.grid, strict=True))
+            spatial = math.prod(min(a, b) for a, b in zip(config.spatial_window[1:], config.grid[1:], strict=True))
             total += 2 * tokens * width * (4 * width + 2 * (spatial + text_length))
             total += 4 * frames * text_length * width * width
         total += _modulation(config, frames)
