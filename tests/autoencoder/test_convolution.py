@@ -29,11 +29,11 @@ def test_every_form_equals_the_plain_convolution_with_gradients(kernel, strides,
         return value(x, w), jax.grad(lambda x, w: jnp.sin(value(x, w)).sum(), (0, 1))(x, w)
 
     # One program for all: compiling the operations one by one takes several times as long.
-    mixed = convolution.Passes(convolution.planes, convolution.products, convolution.plain)
+    mixed = convolution.Passes(convolution.planes, convolution.planes_on_cpu, convolution.plain)
     forms = convolution.FORMS | {"by pass": partial(convolution.by_pass, passes=mixed)}
     found = jax.jit(lambda: {name: value_and_gradients(form) for name, form in forms.items()})()
     expected, slopes = found.pop("plain")
-    assert set(found) == {"planes", "products", "by pass"}
+    assert set(found) == {"planes", "planes_on_cpu", "by pass"}
     for ours, our_slopes in found.values():
         np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4)
         for a, b in zip(our_slopes, slopes, strict=True):
@@ -53,7 +53,7 @@ def test_every_form_in_bfloat16_is_close_to_float32(strides):
 
     found = jax.jit(lambda: {n: value_and_gradients(f, jnp.bfloat16) for n, f in convolution.FORMS.items()})()
     expected = jax.jit(lambda: value_and_gradients(convolution.plain, jnp.float32))()
-    assert set(found) == {"plain", "planes", "products"}
+    assert set(found) == {"plain", "planes", "planes_on_cpu"}
     for name, arrays in found.items():
         for a, b in zip(arrays, expected, strict=True):
             assert a.dtype == jnp.bfloat16
@@ -94,11 +94,11 @@ def test_a_tpu_program_has_the_form_of_its_table(channels, axes):
     assert {len(strides.split(",")) for strides in windows} == axes
 
 
-@pytest.mark.parametrize(("side", "channels_out", "convolutions"), [(8, 8, 0), (64, 8, 3), (8, 3, 9)])
-def test_a_cpu_program_has_the_form_of_its_table(side, channels_out, convolutions):
-    """Small frames are products alone; of large ones the gradient of the input is one 2D convolution per tap; of few channels
-    every pass is."""
-    x, kernel = jnp.zeros((1, 3, side + 2, side + 2, 4)), jnp.zeros((3, 3, 3, 4, channels_out))
+@pytest.mark.parametrize(("size", "convolutions"), [(3, 9), (1, 0)])
+def test_a_cpu_program_has_planes_with_a_spare_row_or_products(size, convolutions):
+    """Every pass is one 2D convolution per tap, and the forward ones have padding; of a kernel of one position it is a product."""
+    x, kernel = jnp.zeros((1, 3, 7 + size, 7 + size, 4)), jnp.zeros((3, size, size, 4, 8))
     value = lambda x, kernel: jnp.sin(convolution.convolve(x, kernel, (1, 1, 1))).sum()  # noqa: E731
     program = jax.jit(jax.value_and_grad(value, (0, 1))).lower(x, kernel).compile().as_text()
-    assert len(re.findall(r" convolution\(", program)) == convolutions
+    found = re.findall(r" convolution\(.*window={([^}]*)}", program)
+    assert len(found) == convolutions and all("pad=" in window for window in found)

@@ -166,7 +166,7 @@ def passes(form: Callable, strides: tuple[int, int, int]) -> dict[str, Callable]
 
 def all_passes(rounds: int, topology: str | None) -> None:
     unit = "estimated cycles (smaller is better)" if topology else "GFLOP/s (larger is better)"
-    print(f"{unit}\n{'':26}{'pass':10}" + "".join(f"{name:>12}" for name in FORMS))
+    print(f"{unit}\n{'':26}{'pass':10}" + "".join(f"{name:>14}" for name in FORMS))
     for title, ((b, t, h, w, c, d), kernel, strides) in SHAPES.items():
         dtype = jnp.bfloat16 if topology else jnp.float32
         padded = (b, *(n + k - 1 for n, k in zip((t, h, w), kernel)), c)

@@ -13,22 +13,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+Size2 = tuple[int, int]
 Size3 = tuple[int, int, int]
 Form = Callable[[Array, Array, Size3], Array]
+Plane = Callable[[Array, Array, Size2], Array]
 LANES = 128  # of a TPU's vector unit: arrays of fewer channels fill it badly
-LARGE_FRAME = 64 * 64  # positions; its gathered neighbours outgrow a CPU's caches
 
 
 def convolve(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], strides: Size3
 ) -> Float[Array, "b s i j d"]:
     """VALID 3D convolution, each pass in the form that is fastest for its shape on the platform it is compiled for."""
-    on_cpu = Passes.on_cpu(x.shape[2] * x.shape[3], kernel.shape, strides)
     on_tpu = Passes.on_tpu(kernel.shape[-2], kernel.shape[-1], strides)
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, k: by_pass(x, k, strides, on_cpu),
+        cpu=lambda x, k: planes_on_cpu(x, k, strides),
         tpu=lambda x, k: by_pass(x, k, strides, on_tpu),
         default=lambda x, k: plain(x, k, strides),
     )
@@ -39,35 +39,35 @@ def plain(x: Array, kernel: Array, strides: Size3) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
 
 
-def planes(x: Array, kernel: Array, strides: Size3) -> Array:
+def planes(x: Array, kernel: Array, strides: Size3, plane: Plane | None = None) -> Array:
     """One 2D convolution per temporal tap, of all the frames that it sees."""
-    taps, time, space = kernel.shape[0], strides[0], strides[1:]
-    total = jnp.zeros((), x.dtype)
+    taps, total = kernel.shape[0], jnp.zeros((), x.dtype)
     for tap in range(taps):
-        seen = _every(x, 1, tap, taps, time)
-        frames = seen.reshape(-1, *x.shape[2:])
-        convolved = jax.lax.conv_general_dilated(
-            frames, kernel[tap], space, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        seen = _every(x, 1, tap, taps, strides[0])
+        convolved = (plane or _plane)(seen.reshape(-1, *x.shape[2:]), kernel[tap], strides[1:])
         total = total + convolved.reshape(*seen.shape[:2], *convolved.shape[1:])
     return total
 
 
-def products(x: Array, kernel: Array, strides: Size3) -> Array:
-    """One matrix product per temporal tap, of the frames that it sees with its part of the kernel."""
-    taps, height, width, _, channels = kernel.shape
-    gathered = _neighbours(_neighbours(x, 3, width, strides[2]), 2, height, strides[1])
-    total = jnp.zeros((), x.dtype)
-    for tap in range(taps):
-        seen = _every(gathered, 1, tap, taps, strides[0])
-        total = total + seen.reshape(-1, seen.shape[-1]) @ kernel[tap].reshape(-1, channels)
-    return total.reshape(*seen.shape[:-1], channels)
+def planes_on_cpu(x: Array, kernel: Array, strides: Size3) -> Array:
+    """`planes`, each in the form that XLA's CPU runs fastest; with it they win all three passes of nearly every shape, against XLA's 3D convolution
+    and against products of gathered neighbours, so that a CPU needs no table (`bench_autoencoder.py --passes`)."""
+    return planes(x, kernel, strides, _plane_on_cpu)
 
 
-def _neighbours(x: Array, axis: int, taps: int, stride: int) -> Array:
-    """What every output position sees along an axis, side by side on the channel axis."""
-    seen = [_every(x, axis, tap, taps, stride) for tap in range(taps)]
-    return seen[0] if taps == 1 else jnp.concatenate(seen, axis=-1)
+def _plane(x: Array, kernel: Array, strides: Size2, spare_rows: int = 0) -> Array:
+    padding = ((0, spare_rows), (0, 0))
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _plane_on_cpu(x: Array, kernel: Array, strides: Size2) -> Array:
+    """A product if the kernel is one position. Else with a row of padding, computed for every frame and dropped: convolutions without any run at 0.2
+    to 0.8 of the speed of those with some, which we found by trying."""
+    height, width, channels_in, channels_out = kernel.shape
+    if height == width == max(strides) == 1:
+        return (x.reshape(-1, channels_in) @ kernel[0, 0]).reshape(*x.shape[:-1], channels_out)
+    rows = (x.shape[1] - height) // strides[0] + 1
+    return _plane(x, kernel, strides, spare_rows=strides[0])[:, :rows]
 
 
 def _every(x: Array, axis: int, tap: int, taps: int, stride: int) -> Array:
@@ -82,22 +82,6 @@ class Passes(NamedTuple):
     value: Form
     input: Form
     kernel: Form
-
-    @classmethod
-    def on_cpu(cls, positions: int, kernel: tuple[int, ...], strides: Size3) -> Passes:
-        """What is fastest on two x86 cores (`bench_autoencoder.py --passes`), for padded frames of so many `positions`.
-
-        XLA's own convolution is slow, above all its gradients. Small frames lie in the cache as gathered neighbours: there
-        products win, if not every single pass, then the train step of the mini autoencoder (1.8 s against 2.2 s with planes). On
-        large ones planes take half the time for the gradient of the input: a train step at 64 channels and 64x64 positions is
-        1.15 times as fast. Products with few columns are slow wherever they are.
-        """
-        _, height, width, _, channels_out = kernel
-        if channels_out <= 3:
-            return cls(planes, planes, planes)
-        if positions >= LARGE_FRAME and max(strides) == 1 and height * width > 1:
-            return cls(products, planes, products)
-        return cls(products, products, products)
 
     @classmethod
     def on_tpu(cls, channels_in: int, channels_out: int, strides: Size3) -> Passes:
@@ -131,4 +115,4 @@ def _gradients(strides: Size3, passes: Passes, saved: tuple[Array, Array], cotan
 
 by_pass.defvjp(_value, _gradients)
 
-FORMS = {"plain": plain, "planes": planes, "products": products}
+FORMS = {"plain": plain, "planes": planes, "planes_on_cpu": planes_on_cpu}
