@@ -170,8 +170,8 @@ def alone(config: TransformerConfig, sizes: Sequence[Size3]) -> tuple[Callable[.
     """Scores, softmax and mixing, cut into windows and put back as in the layers: with one scale per feature in place of projections."""
 
     def run(inputs: tuple) -> list[jax.Array]:
-        (scales, x), outputs = inputs, []
-        for size in sizes:
+        (scales_of_layers, x), outputs = inputs, []
+        for size, scales in zip(sizes, scales_of_layers):
             windows = Windows(config.latent_shape, size)
             cut = windows.split(x)
             query, key, value = ((cut * scale).reshape(*cut.shape[:3], config.heads, -1) for scale in scales)
@@ -179,7 +179,9 @@ def alone(config: TransformerConfig, sizes: Sequence[Size3]) -> tuple[Callable[.
             outputs.append(windows.merge(mixed.reshape(*mixed.shape[:3], -1)))
         return outputs
 
-    return run, (tokens(config, config.width)[0, :3, 0, 0], tokens(config, config.width))
+    # Scales of its own for each layer: of two equal ones the compiler would compute one.
+    scales = tokens(config, config.width)[0, :3, : len(sizes), 0].swapaxes(0, 1)
+    return run, (scales, tokens(config, config.width))
 
 
 def layers(config: TransformerConfig, sizes: Sequence[Size3]) -> tuple[Callable[..., list[jax.Array]], object]:
