@@ -29,11 +29,11 @@ def get_config(variant: str = ""):
             sampler=SamplerConfig(steps=25, guidance=1.0),
             training=replace(
                 mini.training,
-                num_steps=mini.training.num_steps if variant else 600,
-                checkpoint_every=200,
+                num_steps=mini.training.num_steps if variant else 1500,
+                checkpoint_every=500,
                 keep_checkpoints=1,
             ),
-            heldout_every=200,
+            heldout_every=500,
             samples_every=0,
         )
     )
