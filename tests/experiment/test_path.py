@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import walt
-from walt import experiment
+from walt import convert, experiment
 from walt.config import ConfigError, apply_overrides, load, to_config_dict
 from walt.data import records
 from walt.data.loader import LatentLoader, LoaderConfig
 from walt.data.media import decode_clip, encode_clip
-from walt.experiment import latents, texts
+from walt.experiment import ablation, latents, texts
 from walt.experiment.text_encoders import t5_bundle
 from walt.generation.bundle import BundleError, write_bundle
 from walt.generation.pipeline import GenerationError, Pipeline
@@ -278,3 +278,33 @@ def test_both_resolutions_of_a_batch_are_of_the_same_clips_and_stills(autoencode
     )
     np.testing.assert_allclose(np.frombuffer(source[0]["low_video"], np.float32), alone.ravel(), atol=1e-4)
     assert latents.smaller(np.uint8([[[[[0] * 3, [4] * 3], [[8] * 3, [9] * 3]]]]), 2).item(0) == 5
+
+
+def test_raw_latents_are_what_the_encoder_makes(encoded, autoencoder, footage, tmp_path):
+    """As `walt convert export --latents=raw`: a bundle whose latents are not normalised, which `prepare` takes for finished."""
+    convert.main(
+        ["walt convert", "export", f"--workdir={autoencoder}", f"--output={tmp_path / 'raw'}", "--latents=raw"]
+    )
+    latents.prepare(tmp_path / "raw", footage, tmp_path / "latents", limit=2)
+    raw, normal = (
+        np.frombuffer(records.RecordSource(folder, "heldout")[0]["video"], np.float32).reshape(5, 8, 8, 8)
+        for folder in (tmp_path / "latents", encoded)
+    )
+    statistics = open_bundle(autoencoder).components["autoencoder"].extra
+    np.testing.assert_allclose(raw, normal * statistics["latent_std"] + statistics["latent_mean"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_study_of_ablations_is_measured(encoded, autoencoder, footage, tmp_path):
+    extra = {
+        "autoencoder_path": str(autoencoder),
+        "transformer__num_classes": "2",
+        "transformer__heads": "2",
+        "data__batch_size": "8",
+    }
+    measure = ablation.Measure(footage, samples=2)
+    found = ablation.run_and_measure(
+        experiment.parse(config("classes/ablation", encoded, **extra)), tmp_path / "run", measure
+    )
+    assert {"loss", *ablation.BUCKETS, "frechet", "prompt_accuracy", "motion_ratio", "diversity_ratio"} <= set(found)
+    assert found["frechet"] > measure.floor()["frechet"] > 0  # two steps make noise
