@@ -44,7 +44,7 @@ MINI = TransformerConfig(
     num_classes=10,
     self_conditioning=False,
 )
-FULL = dataclasses.replace(MINI, spatial_window=(1, 8, 8), spacetime_window=(5, 8, 8))
+FULL = dataclasses.replace(MINI, spatial_window=(5, 8, 8), spacetime_window=None)
 GRID = (5, 16, 16)
 COMPILATIONS = [0]
 
@@ -157,7 +157,7 @@ def attention(rounds: int, topology: str | None) -> None:
     for title, biased in (("layers of attention", True), ("layers without relative biases", False)):
         config = dataclasses.replace(windowed, relative_bias=biased)
         compare(title, {name: layers(config, sizes) for name, sizes in kinds.items()}, rounds, topology)
-    full = dataclasses.replace(windowed, spacetime_window=GRID)
+    full = dataclasses.replace(windowed, spatial_window=GRID, spacetime_window=None)
     print(f"FLOP ratio of pairs of layers with their MLPs: {transformer_flops(full) / transformer_flops(windowed):.2f}")
 
 

@@ -174,3 +174,74 @@ def test_sampling_is_told_classes_frames_and_scalars(params):
 def test_a_video_with_nothing_left_to_generate_is_refused():
     with pytest.raises(ConfigError, match="known_frames is \\(4,\\), but a video has 4 latent frames"):
         DiffusionTask(EVERYTHING, None, dataclasses.replace(DIFFUSION, known_frames=(4,)))
+
+
+KNOWN = dataclasses.replace(EVERYTHING, low_resolution=None, in_channels=3 * CHANNELS + 1, scalars=(), num_classes=None)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp_2m", "flow_euler", "flow_heun"])
+def test_known_frames_are_held_at_every_step_and_returned(solver):
+    """The network sees them with the noise of the time, as in training, and they come back exactly. No prompt is needed."""
+    seen = []
+
+    class Watches:
+        config = KNOWN
+
+        def __call__(self, x_t, time, previous_x0, *, is_image, conditions):
+            jax.debug.callback(lambda *values: seen.append(values), x_t, time, previous_x0)
+            return jnp.tanh(x_t) + conditions.known.mean()
+
+    rng = np.random.default_rng(0)
+    shape, keys = (FRAMES, SIDE, SIDE, CHANNELS), jax.random.split(jax.random.key(0), 2)
+    mask = jnp.zeros((2, FRAMES, SIDE, SIDE, 1)).at[:, :1].set(1)
+    known = mask * jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32)
+    given = Conditions(known=known, known_mask=mask)
+    sampler = SamplerConfig(steps=4, solver=solver)
+    found = text_to_latents(Watches(), None, keys, shape, DIFFUSION, sampler, given=given)
+    jax.effects_barrier()
+    np.testing.assert_allclose(found[:, :1], known[:, :1], atol=1e-6)
+    schedule, noises = DIFFUSION.make_schedule(shape), []
+    assert len(seen) == (7 if solver == "flow_heun" else 4)
+    for step, (x_t, time, previous_x0) in enumerate(seen):
+        t = jnp.asarray(time[:, :1, None, None, None]) / 1000
+        noises.append((x_t[:, :1] - schedule.alpha(t) * known[:, :1]) / schedule.sigma(t))
+        if step:
+            np.testing.assert_allclose(previous_x0[:, :1], known[:, :1], atol=1e-6)
+    for noise in noises if solver != "ddpm" else ():  # which draws new noise at every step
+        np.testing.assert_allclose(noise, noises[0], atol=2e-3)
+    assert np.std(noises) == pytest.approx(1, abs=0.2)
+
+
+def test_guidance_by_known_frames_needs_none_by_prompts(params):
+    shape, keys = (FRAMES, SIDE, SIDE, CHANNELS), jax.random.split(jax.random.key(0), 2)
+    mask = jnp.zeros((2, FRAMES, SIDE, SIDE, 1)).at[:, :1].set(1)
+    given = Conditions(
+        known=mask * jnp.ones(CHANNELS),
+        known_mask=mask,
+        low_resolution=jnp.zeros((2, FRAMES, 2, 2, CHANNELS)),
+        scalars={"low_resolution_time": jnp.full((2, FRAMES), 0.1)},
+    )
+
+    def draw(known_guidance, rescale=0.0):
+        sampler = SamplerConfig(steps=3, known_guidance=known_guidance, guidance_rescale=rescale)
+        run = lambda labels: text_to_latents(  # noqa: E731
+            TASK.denoiser.bind(params), labels, keys, shape, DIFFUSION, sampler, given=given
+        )
+        return np.asarray(jax.jit(run)(jnp.array([0, 3])))
+
+    assert np.abs(draw(3.0) - draw(1.0)).max() > 1e-3
+    assert np.abs(draw(3.0, 0.7) - draw(3.0)).max() > 1e-3
+
+
+def test_a_model_trained_without_self_conditioning_never_samples_with_it(params):
+    class Refuses:
+        config = EVERYTHING
+
+        def __call__(self, x_t, time, previous_x0, *, is_image, conditions):
+            return x_t + 1e3 * previous_x0
+
+    shape, keys = (FRAMES, SIDE, SIDE, CHANNELS), jax.random.split(jax.random.key(0), 2)
+    draw = lambda rate: text_to_latents(  # noqa: E731
+        Refuses(), None, keys, shape, DiffusionConfig(self_conditioning_rate=rate), SamplerConfig(steps=3)
+    )
+    assert np.abs(draw(0.0)).max() < 1e3 < np.abs(draw(0.9)).max()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from walt.config import ConfigError
-from walt.diffusion.configs import DiffusionConfig
+from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.process import EDM, FlowMatching, make_tables
 
 
@@ -57,7 +57,7 @@ def test_unknown_schedule():
     ("options", "mean", "first"),
     [
         ({}, 0.5, 1e-3),
-        ({"times": "logit_normal", "times_mean": 1.0, "times_std": 0.5}, 0.722, 1e-3),
+        ({"times": "logit_normal", "times_mean": 1.0, "times_std": 0.5, "zero_terminal_snr": False}, 0.722, 1e-3),
         ({"schedule": "flow", "prediction": "flow"}, 0.5, 1e-3),
         ({"schedule": "flow", "prediction": "flow", "times": "log_normal"}, 0.5, 1e-3),
         (
@@ -138,3 +138,22 @@ def test_numpy_and_traced_times_agree():
         for scale in (schedule.alpha, schedule.sigma):
             np.testing.assert_allclose(jax.jit(scale)(jnp.asarray(t)), scale(t), rtol=1e-5)
             assert scale(t).dtype == np.float64
+
+
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf"), -1.0])
+def test_a_strength_of_guidance_is_a_number_from_0_on(guidance):
+    with pytest.raises(ConfigError, match="guidance: .* is out of range"):
+        SamplerConfig(guidance=guidance)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"times": "log_normal"}, "never draws t = 1"),
+        ({"times": "logit_normal", "schedule": "cosine"}, "never draws t = 1"),
+        ({"flow_shift": 3.0}, "of the schedule 'flow' alone"),
+    ],
+)
+def test_times_that_training_would_miss_or_ignore_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        DiffusionConfig(**options)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from walt.transformer import attention
 from walt.transformer.attention import CrossAttention, WindowAttention
 
 CASES = {
@@ -137,3 +138,30 @@ def test_a_token_moves_its_own_window_only(window, small_config, randomised):
     expected = np.zeros((3, 4, 4), bool)
     expected[1 if window[0] == 1 else slice(None), 2:, 2:] = True
     np.testing.assert_array_equal(moved, expected)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scores", [1, 2 * 2 * 3 * 6 * 5, 10**9])
+def test_heads_in_groups_are_heads_at_once_with_gradients(monkeypatch, scores, masked, biased):
+    """One head at a time, two, or all six; softmax first, as written."""
+    monkeypatch.setattr(attention, "SCORES_IN_CACHE", scores)
+    rng = np.random.default_rng(0)
+    query, cotangent = (jnp.asarray(rng.normal(size=(2, 3, 6, 6, 4)), jnp.float32) for _ in range(2))
+    key, value = (jnp.asarray(rng.normal(size=(2, 3, 5, 6, 4)), jnp.float32) for _ in range(2))
+    bias = jnp.asarray(rng.normal(size=(6, 6, 5)), jnp.float32) if biased else None
+    mask = jnp.asarray(rng.random((2, 3, 5)) < 0.7).at[..., 0].set(True) if masked else None
+
+    def written_out(query, key, value, bias):
+        scores = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key) + (0 if bias is None else bias)
+        scores = scores if mask is None else jnp.where(mask[:, :, None, None], scores, -jnp.inf)
+        return jnp.einsum("bwhqk,bwkhd->bwqhd", jax.nn.softmax(scores), value)
+
+    def ours(query, key, value, bias):
+        return attention.attend(query, key, value, bias=bias, mask=mask)
+
+    found, expected = (
+        jax.jit(lambda *inputs, f=f: (f(*inputs), jax.vjp(f, *inputs)[1](cotangent)))(query, key, value, bias)
+        for f in (ours, written_out)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)

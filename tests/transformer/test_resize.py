@@ -65,3 +65,19 @@ def test_a_table_of_one_entry(small_config):
     temporal = found["position"]["temporal"]
     assert temporal.shape == (3, 16)
     np.testing.assert_array_equal(temporal, np.broadcast_to(params["position"]["temporal"], (3, 16)))
+
+
+def test_a_table_that_was_larger_than_its_grid_gives_what_was_trained(small_config):
+    """A window of 1x16x16 on frames of 4x4 trains offsets -3 to 3; on 7x7 these are stretched to -6 to 6."""
+    large = {"spatial_window": (1, 16, 16), "spacetime_window": (3, 2, 2)}
+    old, new = (small_config(**large, latent_shape=shape) for shape in ((3, 4, 4), (3, 7, 7)))
+    model = Functional(lambda rngs: Transformer(old, rngs))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), model.abstract_params)
+    table = params["blocks"]["spatial"]["attention"]["relative_bias"]["table"]
+    trained = np.random.default_rng(0).normal(size=(*table.shape[:3], 7, 7)).astype(np.float32)
+    table[..., 12:19, 12:19] = trained
+    found = resize(params, old, new)["blocks"]["spatial"]["attention"]["relative_bias"]["table"]
+    assert found.shape == table.shape
+    np.testing.assert_allclose(found[..., 9:22:2, 9:22:2], trained, rtol=1e-5)
+    np.testing.assert_array_equal(found[..., 0, 0], found[..., 9, 9])
+    assert np.isfinite(found).all()

@@ -30,7 +30,8 @@ def test_every_window_holds_the_tokens_of_its_box(grid, window):
     token = np.arange(1, np.prod(grid) + 1, dtype=np.float32).reshape(1, *grid, 1)  # 0 is padding
     cut = np.asarray(windows.split(token))[0, ..., 0]
     size = windows.window
-    boxes = itertools.product(*(range(0, side, step) for side, step in zip(grid, size)))
+    frames, rows, columns = (range(0, side, step) for side, step in zip(grid, size))
+    boxes = [(frame, row, column) for row, frame, column in itertools.product(rows, frames, columns)]
     for slots, corner in zip(cut, boxes, strict=True):
         box = token[0, ..., 0][tuple(slice(start, start + step) for start, step in zip(corner, size))]
         assert set(slots[slots > 0]) == set(box.ravel())
@@ -38,9 +39,20 @@ def test_every_window_holds_the_tokens_of_its_box(grid, window):
     np.testing.assert_array_equal(cut > 0, np.ones_like(cut, bool) if mask is None else mask)
 
 
-def test_windows_of_one_frame_are_ordered_by_frame():
-    cut = Windows((3, 4, 4), (1, 2, 4)).split(np.arange(3.0).repeat(16).reshape(1, 3, 4, 4, 1))
-    np.testing.assert_array_equal(np.asarray(cut)[0, :, 0, 0], [0, 0, 1, 1, 2, 2])
+@pytest.mark.parametrize("given", [1, 3])
+def test_what_belongs_to_a_frame_reaches_its_windows(given):
+    windows = Windows((3, 4, 4), (1, 2, 2))
+    frame = np.arange(3.0).repeat(16).reshape(1, 3, 4, 4, 1)
+    of_windows = np.asarray(windows.split(frame))[0, :, 0, 0]
+    np.testing.assert_array_equal(of_windows, [0, 0, 1, 1, 2, 2] * 2)  # a band of rows after the other
+    spread = np.asarray(windows.of_frames(np.arange(given, dtype=np.float32).reshape(1, given)))[0]
+    np.testing.assert_array_equal(spread, of_windows if given == 3 else np.zeros(12))
+
+
+def test_what_is_divided_over_devices():
+    assert Windows((3, 4, 4), (1, 2, 4)).divided_over(2) == "windows"
+    assert Windows((5, 4, 4), (1, 4, 4)).divided_over(4) == "queries"
+    assert Windows((5, 3, 3), (1, 3, 3)).divided_over(2) is None
 
 
 @pytest.mark.parametrize("used", [(3, 4, 2), (1, 2, 1)])

@@ -81,6 +81,15 @@ class DiffusionConfig:
         schedule = self.make_schedule((1, 1, 1))
         parameterisation.check_pair(self.prediction, schedule)
         _check_choice("times", self.times, TimeDistribution)
+        if self.flow_shift != 1 and self.schedule != "flow":
+            raise ConfigError(
+                f"flow_shift: {self.flow_shift} is of the schedule 'flow' alone, and the schedule is {self.schedule!r}"
+            )
+        if self.times != "uniform" and schedule.discrete and schedule.has_zero_terminal_snr:
+            raise ConfigError(
+                f"times: {self.times!r} never draws t = 1, where this schedule is pure noise and sampling starts; use 'uniform', "
+                "zero_terminal_snr=False, or the schedule 'flow'"
+            )
         self._check_loss_weight(schedule)
         rates = ("self_conditioning_rate", "text_dropout", "class_dropout", "scalar_dropout", "known_rate")
         for name in (*rates, "low_resolution_max_time"):
@@ -197,8 +206,11 @@ class SamplerConfig:
         if self.churn and self.solver != "heun":
             raise ConfigError(f"churn: {self.churn} is of the solver 'heun' alone, and the solver is {self.solver!r}")
         for name in ("churn", "churn_noise", "guidance", "known_guidance"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: {getattr(self, name)} is negative, expected 0 or more")
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ConfigError(f"{name}: {getattr(self, name)} is out of range, expected a finite number, 0 or more")
+        least, most = self.churn_range
+        if not 0 <= least < most:
+            raise ConfigError(f"churn_range: {self.churn_range} is not low < high from 0 on")
         if self.guidance_schedule not in ("constant", "power_cosine"):
             raise ConfigError(
                 f"guidance_schedule: unknown {self.guidance_schedule!r}, expected 'constant' or 'power_cosine'"

@@ -44,7 +44,12 @@ def unguided(denoise: ConditionalDenoise, condition: Any) -> Denoise:
 
 
 def guided(
-    denoise: ConditionalDenoise, conditions: Sequence[Any], scales: Sequence[Scale], *, rescale: float = 0.0
+    denoise: ConditionalDenoise,
+    conditions: Sequence[Any],
+    scales: Sequence[Scale],
+    *,
+    rescale: float = 0.0,
+    counted: Float[Array, "b f ..."] | None = None,
 ) -> Denoise:
     """A `Denoise` that runs all branches as one batch.
 
@@ -54,6 +59,7 @@ def guided(
       conditions: from that of nothing to that of everything, such as [null, text] or [null, frames, frames and text].
       scales: one for each step between them, which what this step adds is multiplied by (Brooks et al. 2023, equation 3).
       rescale: how far the guided prediction gets the spread over each row of the unguided one (Lin et al. 2023, equation 16).
+      counted: 1 where predictions mean something, and 0 where latents are known; None for everywhere.
     """
     branches = len(conditions)
     assert branches == len(scales) + 1 >= 2
@@ -66,9 +72,9 @@ def guided(
         for scale, before, after in zip(scales, values[:-1], values[1:], strict=True):
             value = value + over_frames(scale(t), x_t) * (after - before)
         if rescale:
-            axes = tuple(range(1, value.ndim))
-            spread = values[-1].std(axes, keepdims=True) / value.std(axes, keepdims=True)
-            value = value * (1 + rescale * (spread - 1))
+            where = None if counted is None else jnp.broadcast_to(counted > 0, value.shape)
+            after, guided = (v.std(tuple(range(1, v.ndim)), keepdims=True, where=where) for v in (values[-1], value))
+            value = value * (1 + rescale * (after / guided - 1))
         return value
 
     return denoise_guided

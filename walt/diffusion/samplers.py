@@ -20,6 +20,8 @@ from walt.diffusion.process import NUM_TIMESTEPS, Schedule
 from walt.diffusion.solvers import SOLVERS, Grid, Point
 
 Denoise = Callable[[Array, Array, Array], Array]
+Held = tuple[Float[Array, "b f ..."], Float[Array, "b f ..."]]
+"""Clean latents that are known, and 1 where they are."""
 KARRAS_RHO = 7.0
 
 
@@ -67,10 +69,14 @@ def sample(
     keys: jax.Array,
     *,
     prediction: Prediction = "v",
+    held: Held | None = None,
     dtype=jnp.float32,
 ) -> Float[Array, "b f ..."]:
     """Latents of `shape` (one row: `(F, h, w, c)`) for each of the `keys` [B]. A row depends on its own key, whatever
     its neighbours.
+
+    What is `held` takes no prediction, since training asks for none there: at every time it is the known latents with the noise of that time, which is
+    how the network was shown it, and in the end it is they.
 
     `denoise` receives x_t [B, *shape], t [B, F] and previous_x0 [B, *shape], and returns the named prediction;
     guidance, if any, is already inside it. Raises `ConfigError` for steps that the schedule does not take.
@@ -80,7 +86,11 @@ def sample(
 
     def evaluate(x: Array, previous_x0: Array, at: Point) -> tuple[Array, Array]:
         value = denoise(x, jnp.full((keys.shape[0], shape[0]), at.t, dtype), previous_x0).astype(dtype)
-        return to_x0_and_noise(prediction, value, x, at.alpha, at.sigma)
+        x0, noise = to_x0_and_noise(prediction, value, x, at.alpha, at.sigma)
+        if held is None:
+            return x0, noise
+        known, where = held
+        return jnp.where(where > 0, known, x0), jnp.where(where > 0, (x - at.alpha * known) / at.sigma, noise)
 
     def advance(carry: tuple[Array, Array], now: tuple) -> tuple[tuple[Array, Array], None]:
         number, here, after, own = now
@@ -90,7 +100,10 @@ def sample(
     laid_out = jax.tree.map(lambda values: jnp.asarray(values, dtype), (here, grid.after(), numbers))
     # What x has of data of unit variance at the first time: 1 where variance is preserved.
     spread = float(np.hypot(grid.alpha[0], grid.sigma[0]))
-    start = row_noise(_folded(keys, 0), shape, dtype) * spread
+    noise = row_noise(_folded(keys, 0), shape, dtype)
+    start = noise * spread
+    if held is not None:
+        start = jnp.where(held[1] > 0, grid.alpha[0] * held[0] + grid.sigma[0] * noise, start)
     each = (jnp.arange(1, config.steps + 1), *laid_out)
     (latents, _), _ = jax.lax.scan(advance, (start, jnp.zeros_like(start)), each)
     return latents

@@ -51,7 +51,7 @@ class DiffusionTask:
         its weights no parameters but part of the run's `extra`, given when it starts; or has `prepared` the captions of the data.
 
         Raises:
-          ConfigError: self-conditioning is trained at some rate but the transformer has no channels for it.
+          ConfigError: self-conditioning is trained at some rate but the transformer has no channels for it; or nothing is left to generate.
         """
         if diffusion.self_conditioning_rate > 0 and not transformer.self_conditioning:
             raise ConfigError(

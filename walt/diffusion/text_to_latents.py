@@ -20,7 +20,7 @@ Prompts = Tokens | Int[Array, " b"]
 
 def text_to_latents(
     denoiser: Denoiser,
-    prompts: Prompts,
+    prompts: Prompts | None,
     keys: jax.Array,
     shape: tuple[int, ...],
     diffusion: DiffusionConfig,
@@ -34,7 +34,7 @@ def text_to_latents(
 
     Args:
       denoiser: bound to its parameters.
-      prompts: captions, or labels for a model of classes.
+      prompts: captions, or labels for a model of classes; None for a model that reads neither.
       keys: one random key per video; a video depends on its own key and conditions only.
       shape: latents of one video.
       diffusion: what the denoiser was trained with.
@@ -42,8 +42,8 @@ def text_to_latents(
       strength: replaces `sampler.guidance`; may be a traced scalar, so that one compiled program serves every strength.
         A Python number 1 skips the unconditional branch, and with it half of the work.
       negative: prompts to steer away from, in place of the learned null text or of no class.
-      given: all other conditions: known latents, low resolution, scalars. Guidance leaves them in, except that
-        `sampler.known_guidance` other than 1 adds a branch without the known latents.
+      given: all other conditions: known latents, which are part of the result, low resolution, scalars. Guidance leaves them in, except
+        that `sampler.known_guidance` other than 1 adds a branch without the known latents.
     """
     strength = sampler.guidance if strength is None else strength
     schedule, frames = diffusion.make_schedule(shape), shape[0]
@@ -51,20 +51,30 @@ def text_to_latents(
 
     def denoise(x_t: Array, t: Array, previous_x0: Array, conditions: Conditions) -> Array:
         seen, time = network_inputs(schedule, x_t, t)
+        if diffusion.self_conditioning_rate == 0:  # never trained, whether or not there are channels for it
+            previous_x0 = jnp.zeros_like(previous_x0)
         return denoiser(seen, time, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), conditions=conditions)
 
-    conditional = _prompted(denoiser, given, prompts, frames, drop=False)
-    if isinstance(strength, (int, float)) and strength == 1:
-        step = guidance.unguided(denoise, conditional)
-    else:
+    conditional = given if prompts is None else _prompted(denoiser, given, prompts, frames, drop=False)
+    branches: list[Conditions] = [conditional]  # from that of nothing to that of everything
+    scales: list[guidance.Scale] = []
+    if prompts is not None and not (isinstance(strength, (int, float)) and strength == 1):
         null = _prompted(denoiser, given, prompts if negative is None else negative, frames, drop=negative is None)
-        branches, scales = [null, conditional], [guidance.scale_over_time(sampler, strength)]
-        if given.known is not None and given.known_mask is not None and sampler.known_guidance != 1:
-            nothing = null._replace(known=jnp.zeros_like(given.known), known_mask=jnp.zeros_like(given.known_mask))
-            branches.insert(0, nothing)
+        branches.insert(0, null)
+        scales.insert(0, guidance.scale_over_time(sampler, strength))
+    held = None
+    if given.known is not None and given.known_mask is not None:
+        held = given.known, given.known_mask
+        if sampler.known_guidance != 1:
+            nothing = jax.tree.map(jnp.zeros_like, held)
+            branches.insert(0, branches[0]._replace(known=nothing[0], known_mask=nothing[1]))
             scales.insert(0, guidance.scale_over_time(sampler, sampler.known_guidance))
-        step = guidance.guided(denoise, branches, scales, rescale=sampler.guidance_rescale)
-    return sample(step, schedule, sampler, shape, keys, prediction=diffusion.prediction)
+    if scales:
+        counted = given.counted()
+        step = guidance.guided(denoise, branches, scales, rescale=sampler.guidance_rescale, counted=counted)
+    else:
+        step = guidance.unguided(denoise, conditional)
+    return sample(step, schedule, sampler, shape, keys, prediction=diffusion.prediction, held=held)
 
 
 def _prompted(denoiser: Denoiser, given: Conditions, prompts: Prompts, frames: int, drop: bool) -> Conditions:

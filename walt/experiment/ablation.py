@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
 import walt.config
 from walt.autoencoder.efficientnet import EfficientNetLite0, convert_weights, read_weights, weights_file
+from walt.config import ConfigError
 from walt.evaluation import Clips, evaluate_clips, frechet_distance
 from walt.evaluation.source import PreparedClips, read_clips
 from walt.experiment.config import DiffusionExperiment, parse
@@ -33,6 +36,7 @@ BASELINE = "baseline"
 CONFIG = "classes/ablation"
 STAGES = 5  # of EfficientNet-Lite0: 112 channels at a sixteenth of the size
 HELDOUT_BATCHES = 16
+SAMPLE_FIGURES = ("prompt_accuracy", "motion_ratio", "diversity_ratio")
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,14 @@ class Variant:
     Attributes:
       title: what it is called in the table.
       overrides: of the config `classes/ablation`, as `walt train --config.KEY=VALUE` takes them.
-      published: FVD on UCF-101 with the change and without it [W table 3; stills: zero-shot text-to-video, section 5.3]; None where there is none.
+      published: FVD on UCF-101 with the change and without it [W table 3; with stills: zero-shot, of a text-to-video model, table 4].
       comparable: whether its held-out loss is a loss of the same thing as the baseline's.
       latents: "normalised" or "raw".
     """
 
     title: str
     overrides: Mapping[str, str] = field(default_factory=dict)
-    published: tuple[float, float] | None = None
+    published: tuple[float, float] = (math.nan, math.nan)
     comparable: bool = True
     latents: str = "normalised"
 
@@ -81,7 +85,7 @@ VARIANTS: Mapping[str, Variant] = {
         {"transformer.spatial_window": "5,4,4", "transformer.spacetime_window": "None"},
         (59.9, 59.6),
     ),
-    "stills": Variant("a quarter of the rows stills", {"data.image_fraction": "0.25"}, (344.5, 598.8)),
+    "stills": Variant("a quarter of the rows stills*", {"data.image_fraction": "0.25"}, (344.5, 598.8)),
 }
 
 
@@ -100,6 +104,11 @@ def study(
     file = folder / "results.json"
     results: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     measure = Measure(footage, samples)
+    budget = {"steps": float(steps or default_steps()), "samples_per_label": float(samples)}
+    if results.setdefault("budget", budget) != budget:
+        raise ConfigError(
+            f"{file} holds runs of {_words(results['budget'])}, and now {_words(budget)} are asked for: use the same, or another folder"
+        )
     if "floor" not in results:
         results["floor"] = measure.floor()
         write_json(file, results)
@@ -122,6 +131,15 @@ def study(
             print("   " + ", ".join(f"{key} {value:.4g}" for key, value in results[run].items()))
             write_json(file, results)
     return results
+
+
+def default_steps() -> int:
+    """Steps of the config."""
+    return int(walt.config.load(CONFIG).training.num_steps)
+
+
+def _words(budget: Mapping[str, float]) -> str:
+    return f"{budget['steps']:g} steps and {budget['samples_per_label']:g} samples of each label"
 
 
 def run_and_measure(experiment: DiffusionExperiment, workdir: Path, measure: Measure) -> dict[str, float]:
@@ -152,8 +170,6 @@ class Measure:
     def clip_features(self, videos: UInt8[np.ndarray, "n t h w 3"], batch: int = 8) -> Float[np.ndarray, "n d"]:
         """Of each clip, features of EfficientNet-Lite0 averaged over positions: their mean over the frames, and their mean absolute change
         from frame to frame."""
-        import jax
-
         compiled = jax.jit(self._features)
         count = len(videos)
         found = []
@@ -176,78 +192,97 @@ class Measure:
 
     def _figures(self, clips: Clips) -> dict[str, float]:
         figures = evaluate_clips(self.heldout, generated=clips).headline()
-        kept = ("prompt_accuracy", "motion_ratio", "diversity_ratio")
         return {
             "samples": len(clips),
             "frechet": frechet_distance(self._real, self.clip_features(clips.videos)),
-            **{name: float(figures[name]) for name in kept if figures.get(name) is not None},  # type: ignore[arg-type]
+            **{name: float(figures[name]) for name in SAMPLE_FIGURES if figures.get(name) is not None},  # type: ignore[arg-type]
         }
 
 
 BUCKETS = ("loss_t0-0.25", "loss_t0.25-0.5", "loss_t0.5-0.75", "loss_t0.75-1")
 
 
+PUBLISHED_NOISE = 4.0
+"""Smaller differences of FVD are not told from none: the paper gives its own figures to within 2."""
+LEGEND = """Class-conditional models of eight Atari games (`configs/classes/ablation.py`: width 128, 6 layers, 17 frames of 64x64), {steps:g} steps of 16 clips
+each, {seeds}. Every row is the first one with one change. Figures are means over seeds, ± half their range.
+
+* Fréchet: the distance of {samples:g} samples to the training clips by features of EfficientNet-Lite0 (of every clip 112 means and 112 mean changes from
+  frame to frame). It is no FVD, and only figures of this table can be compared. "Change" is that to the first row.
+* Published: the change of FVD on UCF-101 in W.A.L.T's table 3. (*: of zero-shot FVD of a text-to-video model, half of whose rows were stills.)
+* Sign: whether ours is that of the published change; "undecided" where it is within two standard errors (of the logarithm, from the spread between seeds,
+  pooled over rows), "none published" where the paper's own is below {noise:g}.
+* Loss: on held-out videos, and by the time t of the noise; in brackets where it is a loss of another thing (other latents or noise).
+"""
+
+
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """Markdown: a row per variant, means over seeds with half their range, and whether the change of the Fréchet distance has the sign of the paper's."""
-    lines = [
-        "| | Fréchet | change | published | sign | loss | at t < 0.25 | 0.25-0.5 | 0.5-0.75 | > 0.75 | prompt accuracy | motion | diversity |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Markdown: what was done, and a row per variant."""
     baseline = _runs(results, BASELINE)
-    noise = seed_noise(results)
+    seeds = f"{len(baseline)} seed{'s' if len(baseline) > 1 else ''}"
+    legend = LEGEND.format(
+        steps=results["budget"]["steps"], samples=results["floor"]["samples"], seeds=seeds, noise=PUBLISHED_NOISE
+    )
+    heads = ("", "Fréchet", "change", "published", "sign", "loss", "t < 0.25", "0.25-0.5", "0.5-0.75", "> 0.75")
+    rows: list[tuple[str, ...]] = [(*heads, "prompt accuracy", "motion", "diversity")]
     for name, variant in VARIANTS.items():
-        runs = _runs(results, name)
-        if not runs:
-            continue
-        change = _mean(runs, "frechet") - _mean(baseline, "frechet")
-        cells = [variant.title, _cell(runs, "frechet", 1)]
-        if name == BASELINE:
-            cells += ["", "", ""]
-        else:
-            published = variant.published
-            cells += [
-                f"{change:+.1f}",
-                "" if published is None else f"{published[0] - published[1]:+.1f}",
-                "" if published is None else agreement(change, published[0] - published[1], noise),
-            ]
-        losses = [_cell(runs, key, 4) for key in ("loss", *BUCKETS)]
-        cells += losses if variant.comparable else [f"({cell})" for cell in losses]
-        cells += [_cell(runs, key, 2) for key in ("prompt_accuracy", "motion_ratio", "diversity_ratio")]
-        lines.append("| " + " | ".join(cells) + " |")
-    if "floor" in results:
-        floor = [results["floor"]]
-        cells = ["real held-out clips", _cell(floor, "frechet", 1), *[""] * 8]
-        cells += [_cell(floor, key, 2) for key in ("prompt_accuracy", "motion_ratio", "diversity_ratio")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        if runs := _runs(results, name):
+            losses = [_cell(runs, key, 4) for key in ("loss", *BUCKETS)]
+            compared = ("", "", "") if name == BASELINE else _compared(variant, runs, baseline, seed_spread(results))
+            rows.append(
+                (
+                    variant.title,
+                    _cell(runs, "frechet", 1),
+                    *compared,
+                    *(losses if variant.comparable else [f"({cell})" for cell in losses]),
+                    *(_cell(runs, key, 2) for key in SAMPLE_FIGURES),
+                )
+            )
+    floor = [results["floor"]]
+    rows.append(
+        ("real held-out clips", _cell(floor, "frechet", 1), *[""] * 8, *(_cell(floor, k, 2) for k in SAMPLE_FIGURES))
+    )
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return legend + "\n" + "\n".join([lines[0], "|" + "---|" * len(heads) + "---|---|---|", *lines[1:]]) + "\n"
 
 
-def seed_noise(results: Mapping[str, Mapping[str, float]]) -> float:
-    """Standard error of a difference of two means over seeds: from the spread between seeds, pooled over variants; 0 with one seed."""
-    groups = [[run["frechet"] for run in _runs(results, name)] for name in VARIANTS]
+Runs = list[Mapping[str, float]]
+
+
+def _compared(variant: Variant, runs: Runs, baseline: Runs, spread: float | None) -> tuple[str, str, str]:
+    """The change, the published one, and whether they have the same sign."""
+    change = _mean(runs, "frechet") - _mean(baseline, "frechet")
+    published = variant.published[0] - variant.published[1]
+    ratio = np.log(_mean(runs, "frechet") / _mean(baseline, "frechet"))
+    if abs(published) < PUBLISHED_NOISE:
+        sign = "none published"
+    elif spread is None:
+        sign = "one seed"
+    elif abs(ratio) < 2 * spread * np.sqrt(1 / len(runs) + 1 / len(baseline)):
+        sign = "undecided"
+    else:
+        sign = "same" if ratio * published > 0 else "opposite"
+    return f"{change:+.1f}", f"{published:+.1f}", sign
+
+
+def seed_spread(results: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Standard deviation of the logarithm of the Fréchet distance between seeds, pooled over variants; None with one seed."""
+    groups = [np.log([run["frechet"] for run in _runs(results, name)]) for name in VARIANTS]
     groups = [group for group in groups if len(group) > 1]
     if not groups:
-        return 0.0
-    variance = sum(np.var(group, ddof=1) * (len(group) - 1) for group in groups) / sum(len(g) - 1 for g in groups)
-    return float(np.sqrt(variance * 2 / min(len(group) for group in groups)))
+        return None
+    return float(np.sqrt(sum(np.var(g, ddof=1) * (len(g) - 1) for g in groups) / sum(len(g) - 1 for g in groups)))
 
 
-def agreement(change: float, published: float, noise: float) -> str:
-    """ "same" or "opposite" as the paper's, "undecided" within two standard errors of the difference."""
-    if abs(change) < 2 * noise:
-        return "undecided"
-    return "same" if change * published > 0 else "opposite"
-
-
-def _runs(results: Mapping[str, Mapping[str, float]], name: str) -> list[Mapping[str, float]]:
+def _runs(results: Mapping[str, Mapping[str, float]], name: str) -> Runs:
     return [run for key, run in results.items() if key.rpartition("-")[0] == name]
 
 
-def _mean(runs: list[Mapping[str, float]], key: str) -> float:
+def _mean(runs: Runs, key: str) -> float:
     return float(np.mean([run[key] for run in runs]))
 
 
-def _cell(runs: list[Mapping[str, float]], key: str, digits: int) -> str:
+def _cell(runs: Runs, key: str, digits: int) -> str:
     values = [run[key] for run in runs if key in run]
     if not values:
         return ""

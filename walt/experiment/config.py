@@ -15,9 +15,11 @@ from walt.config import ConfigError, from_config_dict, nearest
 from walt.data.loader import LoaderConfig
 from walt.data.records import read_manifest
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
+from walt.diffusion.samplers import lay_out
 from walt.diffusion.task import TextSource
 from walt.generation.init_from import InitRules
 from walt.generation.sources import whole_path
+from walt.text.bert import LONGEST
 from walt.text.config import TextEncoderConfig
 from walt.training.config import TrainingConfig
 from walt.transformer.config import TransformerConfig
@@ -101,7 +103,8 @@ class DiffusionExperiment:
         _check_positive(self, "heldout_every")
         if self.samples_every < 0:
             raise ConfigError(f"samples_every must be 0 or more, got {self.samples_every}")
-        self.sampler.check_schedule(self.diffusion.make_schedule(self.transformer.latent_shape))
+        lay_out(self.sampler, self.diffusion.make_schedule(self.transformer.latent_shape))
+        self._check_conditions()
         if self.transformer.low_resolution is not None:
             self.sampler.check_low_resolution(self.diffusion)
         if self.sample_prompts and self.transformer.low_resolution is not None:
@@ -112,6 +115,29 @@ class DiffusionExperiment:
             raise ConfigError(
                 f"data.caption_length is {self.data.caption_length}, but diffusion.caption_length is "
                 f"{self.diffusion.caption_length}; set them equal"
+            )
+
+    def _check_conditions(self) -> None:
+        """Raises `ConfigError` for what would train, but not what sampling needs."""
+        transformer, diffusion = self.transformer, self.diffusion
+        for name, reads in (("text_dropout", transformer.text_width), ("class_dropout", transformer.num_classes)):
+            if reads is not None and self.sampler.guidance != 1 and getattr(diffusion, name) == 0:
+                raise ConfigError(
+                    f"sampler.guidance is {self.sampler.guidance:g}, which needs a model that is sometimes told nothing; set diffusion.{name} above 0, or "
+                    "sampler.guidance=1"
+                )
+        if transformer.canvas and self.sampler.known_guidance != 1 and diffusion.known_rate == 1:
+            raise ConfigError(
+                f"sampler.known_guidance is {self.sampler.known_guidance:g}, which needs a model that is sometimes shown no frames; set "
+                "diffusion.known_rate below 1, or sampler.known_guidance=1"
+            )
+        if self.data.image_fraction and transformer.spacetime_window is None and transformer.spatial_window[0] > 1:
+            raise ConfigError(
+                "data.image_fraction must be 0 for a transformer whose windows all span frames: stills attend within spatial windows, and it has none"
+            )
+        if self.text is not None and self.text.architecture == "bert" and diffusion.caption_length > LONGEST:
+            raise ConfigError(
+                f"diffusion.caption_length is {diffusion.caption_length}, but this text encoder takes at most {LONGEST} tokens"
             )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from walt.parallel.activations import axis_size, constrain
 from walt.transformer.config import Size3, TransformerConfig
 from walt.transformer.layers import Initializer, Linear, NormScale, at_least_float32, head_norm, xavier, zeros
 from walt.transformer.windows import RelativePositionBias, Windows
@@ -76,16 +75,30 @@ def _attend_by_groups(query: Array, key: Array, value: Array, bias: Array | None
     return mixed.reshape(query.shape[:-1] + value.shape[-1:])
 
 
+def divided(tokens: Float[Array, "B W n d"], windows: Windows) -> Float[Array, "B W n d"]:
+    """Tokens with their windows, or the places in each, divided over the devices of one example."""
+    by = windows.divided_over(axis_size("context"))
+    return constrain(
+        tokens, "batch", "context" if by == "windows" else None, "context" if by == "queries" else None, None
+    )
+
+
+def whole_windows(x: Float[Array, "B W n heads d"], windows: Windows) -> Float[Array, "B W n heads d"]:
+    """Keys or values of whole windows: gathered where only queries are divided."""
+    by = windows.divided_over(axis_size("context"))
+    return constrain(x, "batch", "context" if by == "windows" else None, None, "heads", None)
+
+
 class Attention(nnx.Module):
     """What both kinds of attention share: four projections, and LayerNorm of queries and keys per head, with scale."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, *, out_initializer: Initializer = xavier):
         width, head_width = config.width, config.width // config.heads
         self.heads = config.heads
-        self.query = Linear(width, width, rngs, dtype=config.dtype)
-        self.key = Linear(width, width, rngs, dtype=config.dtype)
-        self.value = Linear(width, width, rngs, dtype=config.dtype)
-        self.out = Linear(width, width, rngs, dtype=config.dtype, initializer=out_initializer)
+        self.query = Linear(width, width, rngs, dtype=config.dtype, axes=(None, "heads"))
+        self.key = Linear(width, width, rngs, dtype=config.dtype, axes=(None, "heads"))
+        self.value = Linear(width, width, rngs, dtype=config.dtype, axes=(None, "heads"))
+        self.out = Linear(width, width, rngs, dtype=config.dtype, initializer=out_initializer, axes=("heads", None))
         self.query_norm = NormScale(head_width) if config.qk_norm else None
         self.key_norm = NormScale(head_width) if config.qk_norm else None
 
@@ -127,12 +140,12 @@ class WindowAttention(Attention):
     ) -> Float[Array, "B T H W d"]:
         """Rows where `identity` is True attend to nothing but themselves: every token's output is its own value, projected."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
-        tokens, real = windows.split(x), windows.token_mask()
-        value = self.values(tokens)
+        tokens, real = divided(windows.split(x), windows), windows.token_mask()
+        value = whole_windows(self.values(tokens), windows)
         wide = jnp.promote_types(value.dtype, jnp.float32)
         mixed = attend(
             self.queries(tokens),
-            self.keys(tokens),
+            whole_windows(self.keys(tokens), windows),
             value,
             bias=None if self.relative_bias is None else self.relative_bias(windows.window, wide),
             mask=None if real is None else jnp.asarray(real)[None],
@@ -157,13 +170,11 @@ class CrossAttention(Attention):
     ) -> Float[Array, "B T H W d"]:
         """`G` is 1 (one caption for the row) or T (one per frame); `text_mask` is True on real text tokens."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
-        tokens, real = windows.split(x), windows.token_mask()
-        # Windows are in order of frames, so a caption serves this many consecutive ones.
-        repeats = math.prod(windows.counts) // text.shape[1]
+        tokens, real = divided(windows.split(x), windows), windows.token_mask()
         key, value = (
-            jnp.concatenate([project(tokens), jnp.repeat(project(text), repeats, axis=1)], axis=2)
+            jnp.concatenate([whole_windows(project(tokens), windows), windows.of_frames(project(text))], axis=2)
             for project in (self.keys, self.values)
         )
         seen_tokens = jnp.broadcast_to(True if real is None else real, tokens.shape[:3])
-        mask = jnp.concatenate([seen_tokens, jnp.repeat(text_mask, repeats, axis=1)], axis=-1)
+        mask = jnp.concatenate([seen_tokens, windows.of_frames(text_mask)], axis=-1)
         return windows.merge(self.projected(attend(self.queries(tokens), key, value, mask=mask)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from walt.parallel.activations import constrain
 from walt.transformer.attention import CrossAttention, WindowAttention
 from walt.transformer.conditioning import LayerModulation, modulate
 from walt.transformer.config import Size3, TransformerConfig
@@ -30,8 +31,9 @@ class MLP(nnx.Module):
     """Two linear maps around a GELU (tanh form, as in DiT)."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.up = Linear(config.width, config.mlp_ratio * config.width, rngs, dtype=config.dtype)
-        self.down = Linear(config.mlp_ratio * config.width, config.width, rngs, dtype=config.dtype)
+        hidden = config.mlp_ratio * config.width
+        self.up = Linear(config.width, hidden, rngs, dtype=config.dtype, axes=(None, "mlp"))
+        self.down = Linear(hidden, config.width, rngs, dtype=config.dtype, axes=("mlp", None))
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         return self.down(jax.nn.gelu(self.up(x), approximate=True))
@@ -56,7 +58,8 @@ class Layer(nnx.Module):
         x = x + gate.astype(x.dtype) * self.attention(modulate(x, shift, scale), identity=identity)
         if self.cross_attention is not None and context.text is not None and context.text_mask is not None:
             x = x + self.cross_attention(layer_norm(x), context.text, context.text_mask)
-        return x + mlp_gate.astype(x.dtype) * self.mlp(modulate(x, mlp_shift, mlp_scale))
+        x = x + mlp_gate.astype(x.dtype) * self.mlp(modulate(x, mlp_shift, mlp_scale))
+        return constrain(x, "batch", None, "context", None, None)
 
 
 class Pair(nnx.Module):

@@ -141,6 +141,8 @@ class TransformerConfig:
                 )
 
     def _check_backbone(self) -> None:
+        if len(set(self.scalars)) < len(self.scalars):
+            raise ConfigError(f"transformer.scalars names one twice: {self.scalars}")
         for name in self.scalars:
             if name not in SCALARS:
                 raise ConfigError(f"transformer.scalars: unknown {name!r}, expected any of {', '.join(SCALARS)}")

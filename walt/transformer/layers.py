@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from walt.parallel.activations import axis_size, constrain
+
 Initializer = Callable[..., Array]
 
 xavier = jax.nn.initializers.xavier_uniform()
@@ -20,8 +22,8 @@ zeros = jax.nn.initializers.zeros
 class Linear(nnx.Module):
     """Affine map of the last axis.
 
-    The input is flattened to two dimensions around the product: on a CPU the weight gradient of a higher-rank product takes a path
-    several times slower, and elsewhere the reshape is free.
+    The input is flattened to two dimensions around the product, see `flat`. Where parameters are spread over devices, the product gathers
+    its weights, in the dtype of the computation, but for the dimension (of inputs or outputs) that `axes` names: activations stay where they are.
     """
 
     def __init__(
@@ -33,16 +35,18 @@ class Linear(nnx.Module):
         dtype: str = "float32",
         bias: bool = True,
         initializer: Initializer = xavier,
+        axes: tuple[str | None, str | None] = (None, None),
     ):
+        self.axes = axes
         self.kernel = nnx.Param(initializer(rngs.params(), (in_features, out_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if bias else None
         self.dtype = jnp.dtype(dtype)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = rows @ self.kernel[...].astype(self.dtype)
+        rows = flat(x).astype(self.dtype)
+        y = rows @ constrain(self.kernel[...].astype(self.dtype), *self.axes)
         if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)
+            y = y + constrain(self.bias[...].astype(self.dtype), self.axes[1])
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -66,7 +70,7 @@ def head_norm(x: Float[Array, "*batch d"], heads: int) -> Float[Array, "*batch d
     Sums over a head and their spreading back are products with a 0/1 matrix, which a TPU does without leaving the layout of the
     whole width; with an axis of heads, the change of layout cost as much as the rest of the attention.
     """
-    wide = at_least_float32(x).reshape(-1, x.shape[-1])
+    wide = flat(at_least_float32(x))
     members = jnp.repeat(jnp.eye(heads, dtype=wide.dtype), x.shape[-1] // heads, axis=0)
     multiply = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -78,6 +82,12 @@ def head_norm(x: Float[Array, "*batch d"], heads: int) -> Float[Array, "*batch d
 
     centred = wide - spread(mean(wide))
     return (centred * spread(jax.lax.rsqrt(mean(jnp.square(centred)) + 1e-6))).reshape(x.shape)
+
+
+def flat(x: Float[Array, "*batch d"]) -> Float[Array, "*rows d"]:
+    """As two dimensions: on a CPU the weight gradient of a higher-rank product takes a path several times slower, and elsewhere the reshape is free.
+    Where one example is divided over devices it stays as it is, since what is divided inside could not be flattened without gathering it."""
+    return x if axis_size("context") > 1 else x.reshape(-1, x.shape[-1])
 
 
 def at_least_float32(x: Array) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from walt.parallel.activations import constrain
 from walt.transformer.blocks import Context, Pair
 from walt.transformer.conditioning import Conditioning, TextConditioning, Upsampler, modulate
 from walt.transformer.config import TransformerConfig
@@ -146,6 +147,7 @@ class Transformer(nnx.Module):
 
         x = self.patch_embedding(patchify(latents, self.config.patch))
         x = x + self.position(latents.shape[1], is_image).astype(x.dtype)
+        x = constrain(x, "batch", None, "context", None, None)
         if self.config.adaln == "none":
             x = self._run_with_tokens(x, conditions, context)
         else:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from walt.config import ConfigError
 from walt.training.task import Tree
-from walt.transformer.config import TransformerConfig
+from walt.transformer.config import Size3, TransformerConfig
 
 SIZES = ("latent_shape", "spatial_window", "spacetime_window")
 
@@ -43,12 +43,24 @@ def resize(params: Tree, old: TransformerConfig, new: TransformerConfig) -> Tree
         position["temporal"] = _interpolated(position["temporal"], (0,), new.grid[:1])
     if old.relative_bias:
         for blocks in (params["blocks"], params.get("joining_blocks")):
-            for layer, window in (("spatial", new.spatial_window), ("spacetime", new.spacetime_window)):
-                if blocks is not None and window is not None:
+            for layer in ("spatial", "spacetime"):
+                before, after = (getattr(config, f"{layer}_window") for config in (old, new))
+                if blocks is not None and before is not None:
                     bias = blocks[layer]["attention"]["relative_bias"]
-                    # [blocks, heads, offsets...], an offset at each whole number from -(side - 1) to side - 1.
-                    bias["table"] = _interpolated(bias["table"], (2, 3, 4), tuple(2 * side - 1 for side in window))
+                    bias["table"] = _resized_bias(bias["table"], before, old.grid, after, new.grid)
     return params
+
+
+def _resized_bias(table: Array, before: Size3, old_grid: Size3, after: Size3, new_grid: Size3) -> np.ndarray:
+    """A table of biases [blocks, heads, offsets…], with an offset at each whole number from -(side - 1) to side - 1, for other windows.
+
+    Of windows that were larger than their grid only the offsets within it were trained: those are stretched to the ones that the new grid
+    has, and the outermost stand for what lies beyond.
+    """
+    trained, wanted = np.minimum(before, old_grid), np.minimum(after, new_grid)
+    middle = (slice(None), slice(None), *(slice(b - t, b + t - 1) for b, t in zip(before, trained)))
+    stretched = _interpolated(table[middle], (2, 3, 4), tuple(2 * side - 1 for side in wanted))
+    return np.pad(stretched, ((0, 0), (0, 0), *((a - w, a - w) for a, w in zip(after, wanted))), mode="edge")
 
 
 def _interpolated(table: Array, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Float[np.ndarray, "..."]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ class Windows:
 
     Tokens are cut into windows before they are projected and put back after the last projection, two copies per layer in place of four; there the
     last axis is the whole width, which a TPU moves whole (with heads in front of the tokens, the copies took longer than the attention).
-    Windows are ordered row-major by (time, height, width), hence frame by frame for windows that span one frame.
+    Windows are ordered by (height, time, width), so that those of a band of rows are neighbours: rows that are divided over devices stay where they
+    are where bands are not cut.
     """
 
     grid: Size3
@@ -40,6 +42,11 @@ class Windows:
     def counts(self) -> Size3:
         t, h, w = (-(-side // size) for side, size in zip(self.grid, self.window, strict=True))
         return t, h, w
+
+    @property
+    def number(self) -> int:
+        """Of windows."""
+        return math.prod(self.counts)
 
     @property
     def tokens(self) -> int:
@@ -57,14 +64,14 @@ class Windows:
         if any(self.padding):
             x = jnp.pad(x, ((0, 0), *((0, extra) for extra in self.padding), (0, 0)))
         (nt, nh, nw), (t, h, w) = self.counts, self.window
-        x = x.reshape(batch, nt, t, nh, h, nw, w, width).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        return x.reshape(batch, nt * nh * nw, t * h * w, width)
+        x = x.reshape(batch, nt, t, nh, h, nw, w, width).transpose(0, 3, 1, 5, 2, 4, 6, 7)
+        return x.reshape(batch, nh * nt * nw, t * h * w, width)
 
     def merge(self, x: Float[Array, "B windows n d"]) -> Float[Array, "B T H W d"]:
         """Inverse of `split`; drops the padding."""
         batch, width = x.shape[0], x.shape[-1]
         (nt, nh, nw), (t, h, w) = self.counts, self.window
-        x = x.reshape(batch, nt, nh, nw, t, h, w, width).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        x = x.reshape(batch, nh, nt, nw, t, h, w, width).transpose(0, 2, 4, 1, 5, 3, 6, 7)
         x = x.reshape(batch, nt * t, nh * h, nw * w, width)
         return x[:, : self.grid[0], : self.grid[1], : self.grid[2]]
 
@@ -74,7 +81,20 @@ class Windows:
             return None
         (nt, nh, nw), (t, h, w) = self.counts, self.window
         real = np.pad(np.ones(self.grid, bool), [(0, extra) for extra in self.padding])
-        return real.reshape(nt, t, nh, h, nw, w).transpose(0, 2, 4, 1, 3, 5).reshape(nt * nh * nw, t * h * w)
+        return real.reshape(nt, t, nh, h, nw, w).transpose(2, 0, 4, 1, 3, 5).reshape(nh * nt * nw, t * h * w)
+
+    def of_frames(self, x: Float[Array, "B G *rest"]) -> Float[Array, "B windows *rest"]:
+        """What belongs to a frame (or, with G = 1, to all of them) for each window of one frame."""
+        nt, nh, nw = self.counts
+        each = jnp.repeat(x, nt // x.shape[1], axis=1)
+        spread = jnp.broadcast_to(each[:, None, :, None], (x.shape[0], nh, nt, nw, *x.shape[2:]))
+        return spread.reshape(x.shape[0], nh * nt * nw, *x.shape[2:])
+
+    def divided_over(self, devices: int) -> Literal["windows", "queries"] | None:
+        """What of a layer is divided over so many devices: whole windows, or the queries of each; None if neither can be."""
+        if self.number % devices == 0:
+            return "windows"
+        return "queries" if self.tokens % devices == 0 else None
 
 
 class RelativePositionBias(nnx.Module):
