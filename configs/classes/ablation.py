@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
             sampler=SamplerConfig(steps=25, guidance=1.0),
             training=replace(
                 mini.training,
-                num_steps=mini.training.num_steps if variant else 1500,
+                num_steps=mini.training.num_steps if variant else 1000,
                 checkpoint_every=500,
                 keep_checkpoints=1,
             ),

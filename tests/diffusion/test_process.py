@@ -142,7 +142,7 @@ def test_numpy_and_traced_times_agree():
 
 @pytest.mark.parametrize("guidance", [float("nan"), float("inf"), -1.0])
 def test_a_strength_of_guidance_is_a_number_from_0_on(guidance):
-    with pytest.raises(ConfigError, match="guidance: .* is out of range"):
+    with pytest.raises(ConfigError, match=r"guidance: .* is out of range"):
         SamplerConfig(guidance=guidance)
 
 
