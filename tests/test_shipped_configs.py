@@ -15,7 +15,11 @@ import pytest
 from walt import config, experiment
 from walt.autoencoder import Autoencoder
 from walt.experiment.stage2 import diffusion_task
+from walt.parallel.config import MeshConfig
+from walt.parallel.mesh import make_mesh
+from walt.parallel.rules import parameter_shardings, replicated_share
 from walt.training.module import Functional, count_parameters
+from walt.transformer.sharding import PARAMETER_AXES
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = [f"{name}{variant}" for name in config.shipped_configs() for variant in ("", ":mini")]
@@ -120,6 +124,9 @@ def test_published_sizes(name, millions):
     else:
         model = Functional(lambda rngs: Autoencoder(found.autoencoder, rngs))
     assert count_parameters(model.abstract_params) == pytest.approx(millions * 1e6, rel=0.01)
+    # What every device of a mesh would hold whole: vectors and small tables.
+    shardings = parameter_shardings(model.abstract_params, make_mesh(MeshConfig(data=1, fsdp=8)), PARAMETER_AXES)
+    assert replicated_share(model.abstract_params, shardings) < 0.02
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("autoencoder/")])

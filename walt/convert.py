@@ -68,6 +68,10 @@ def main(argv: Sequence[str]) -> None:
     ):
         if getattr(arguments, name) not in allowed:
             raise command.CommandError(f"{name} must be {' or '.join(allowed)}, got {getattr(arguments, name)!r}")
+    defaults = {field.name: field.default for field in dataclasses.fields(Arguments)}
+    for name, conversions in OWN_FLAGS.items():
+        if getattr(arguments, name) != defaults[name] and arguments.what not in conversions:
+            raise command.CommandError(f"--{name} is for {' and '.join(conversions)}, not for {arguments.what}")
     needed = {"t5": ("input",), "minilm": ()}.get(arguments.what, ("workdir",))
     for name in needed:
         if getattr(arguments, name) is None:
@@ -159,6 +163,13 @@ CONVERSIONS = {
     "resize": _resize,
     "t5": _t5,
     "minilm": _minilm,
+}
+OWN_FLAGS: dict[str, tuple[str, ...]] = {  # of some conversions alone
+    "card": ("export",),
+    "latents": ("export",),
+    "config": ("inflate", "resize"),
+    "real": ("card",),
+    "input": ("t5", "minilm"),
 }
 
 

@@ -210,6 +210,50 @@ def test_metrics_and_sample_videos_are_logged(transformer):
     assert b"samples/videos" in b"".join(file.read_bytes() for file in (transformer / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
+def test_a_mesh_changes_nothing_but_where_things_are_computed(transformer, encoded, autoencoder, tmp_path):
+    """Rows, weights, and the rows of frames divided over eight devices: the losses of one device, and samples as well."""
+    mesh = {f"training__mesh__{axis}": "2" for axis in ("data", "fsdp", "context")}
+    resolved = config("t2v/atari:mini", encoded, autoencoder_path=str(autoencoder), **mesh)
+    experiment.train(resolved, tmp_path / "run", devices=jax.devices())
+    ours, theirs = (
+        [
+            record
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+            if "loss" in (record := json.loads(line))
+        ]
+        for folder in (tmp_path / "run", transformer)
+    )
+    assert len(ours) == len(theirs) == 2
+    for a, b in zip(ours, theirs):
+        for name in ("loss", "l2_grads", "l2_params"):
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_refused(encoded, autoencoder, tmp_path):
+    mesh = {"training__mesh__data": "4", "training__mesh__tensor": "2"}
+    resolved = config("t2v/atari:mini", encoded, autoencoder_path=str(autoencoder), **mesh)
+    with pytest.raises(ConfigError, match=r"mesh.tensor is 2, which does not divide transformer.heads 3"):
+        experiment.train(resolved, tmp_path / "run", devices=jax.devices())
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_of_another_size_are_refused_with_the_setting(encoded, autoencoder, tmp_path):
+    wide = {"autoencoder_path": str(autoencoder), "transformer__latent_shape": "5,16,16"}
+    with pytest.raises(
+        ConfigError, match=r"are of 5x8x8 with 8 channels, .* set --config.transformer.latent_shape=5,8,8"
+    ):
+        train(config("t2v/atari:mini", encoded, **wide), tmp_path / "run")
+
+
+def test_weights_that_do_not_fit_leave_no_trace(encoded, autoencoder, tmp_path):
+    resolved = config("t2v/atari:mini", encoded, autoencoder_path=str(autoencoder))
+    resolved.init_from = {"path": "mini", "skip": ("text_encoder",)}
+    with pytest.raises(ConfigError, match=r"the bundle does not fit the model[\s\S]*and \d+ more$"):
+        train(resolved, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_with_another_model_is_refused_with_a_diff(transformer, encoded, autoencoder):
     before = sorted((path, path.stat().st_mtime_ns) for path in transformer.rglob("*"))
     changed = config("t2v/atari:mini", encoded, autoencoder_path=str(autoencoder), transformer__width="96")

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from walt.autoencoder.convolution import Size3, convolve
+from walt.parallel.activations import constrain
 
 
 class Stream:
@@ -65,7 +66,9 @@ class Conv(nnx.Module):
 
     def _convolve(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b s i j d"]:
         y = convolve(x, self.kernel[...].astype(self.dtype), self.strides)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        # Rows of large frames may be divided too: the compiler exchanges the borders that the next convolution sees.
+        return constrain(y, "batch", None, "context", None, None)
 
 
 class CausalConv(Conv):

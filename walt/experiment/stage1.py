@@ -21,6 +21,7 @@ from walt.experiment.config import RUN_KEYS, AutoencoderExperiment, resolved
 from walt.experiment.provenance import record_environment
 from walt.experiment.weights import initial_weights
 from walt.generation.sources import open_bundle
+from walt.training.checkpoint import latest_step
 from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, train
 from walt.training.state import TrainState
@@ -40,14 +41,15 @@ def train_autoencoder(
     With a frozen encoder the statistics of the bundle it came from stay as they are.
     """
     task, frozen = autoencoder_task(experiment), experiment.loss.freeze_encoder
+    initial = Initial()
+    if experiment.init_from is not None and latest_step(workdir) is None:  # before anything is written
+        params = initial_weights(experiment.init_from, {"autoencoder": task.model.abstract_params})["autoencoder"]
+        statistics = open_bundle(experiment.init_from.path).components["autoencoder"].extra
+        initial = Initial({GENERATOR: params}, task.extra(statistics) if frozen else None)
 
     def start() -> Initial:
         record_environment(workdir)
-        if experiment.init_from is None:
-            return Initial()
-        params = initial_weights(experiment.init_from, {"autoencoder": task.model.abstract_params})["autoencoder"]
-        statistics = open_bundle(experiment.init_from.path).components["autoencoder"].extra
-        return Initial({GENERATOR: params}, task.extra(statistics) if frozen else None)
+        return initial
 
     def calibrate(state: TrainState) -> TrainState:
         # Every process goes through the same clips, whole batches of them, and so finds the same statistics.
@@ -70,6 +72,7 @@ def train_autoencoder(
         evaluators=_evaluators(task, experiment),
         on_start=start,
         on_finish=None if frozen else calibrate,
+        divides=("context",),
         profile=profile,
         devices=devices,
     )

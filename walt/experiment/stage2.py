@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from tqdm import tqdm
 
 from walt.config import ConfigError, from_config_dict, to_config_dict
 from walt.data.loader import LatentLoader
@@ -18,7 +20,7 @@ from walt.diffusion.task import TEXT_ENCODER, DiffusionTask
 from walt.experiment.config import RUN_KEYS, DiffusionExperiment, resolved
 from walt.experiment.provenance import record_environment
 from walt.experiment.weights import check_same_tokens, initial_weights
-from walt.generation.bundle import TOKENIZER, Bundle, Component, encoder_checksum, text_checksum
+from walt.generation.bundle import TOKENIZER, Bundle, BundleError, Component, encoder_checksum, text_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_autoencoder, open_text_encoder, whole_path
 from walt.text.config import TextEncoderConfig
@@ -28,6 +30,7 @@ from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, train
 from walt.training.state import TrainState
 from walt.training.task import Evaluator
+from walt.transformer.sharding import PARAMETER_AXES, check_mesh
 
 MODEL_KEYS = (
     *RUN_KEYS,
@@ -47,13 +50,23 @@ def train_diffusion(
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """Trains the tokenizer (once), then text encoder and transformer together."""
-    autoencoder = open_autoencoder(experiment.autoencoder_path)
-    frozen = open_text_encoder(experiment.text_encoder_path) if experiment.text_encoder_path else None
+    with naming("autoencoder_path"):
+        autoencoder = open_autoencoder(experiment.autoencoder_path)
+    with naming("text_encoder_path"):
+        frozen = open_text_encoder(experiment.text_encoder_path) if experiment.text_encoder_path else None
     experiment = _with_classes(resolved(_with_autoencoder(_with_encoder(experiment, frozen), autoencoder)))
-    if latest_step(workdir) is not None:  # a run of another kind has no tokenizer
+    begun = latest_step(workdir) is not None
+    if begun:  # a run of another kind has no tokenizer
         check_config(workdir, to_config_dict(experiment), MODEL_KEYS)
+    _check_latents(experiment)
+    check_mesh(experiment.transformer, experiment.training.mesh.resolve(len(devices or jax.devices())))
     tokenizer = workdir_tokenizer(experiment, workdir, frozen)
     task = diffusion_task(experiment)
+    weights = None
+    if experiment.init_from is not None and not begun:  # before anything is written
+        if tokenizer is not None and frozen is None:
+            check_same_tokens(experiment.init_from, tokenizer)
+        weights = initial_weights(experiment.init_from, task.denoiser.abstract_params)
 
     def start() -> Initial:
         record_environment(workdir)
@@ -64,11 +77,7 @@ def train_diffusion(
         extra = None
         if frozen is not None and experiment.text_source == "frozen":
             extra = {TEXT_ENCODER: frozen.components["text_encoder"].params}
-        if experiment.init_from is None:
-            return Initial(extra=extra)
-        if tokenizer is not None and frozen is None:
-            check_same_tokens(experiment.init_from, tokenizer)
-        return Initial({"model": initial_weights(experiment.init_from, task.denoiser.abstract_params)}, extra)
+        return Initial({} if weights is None else {"model": weights}, extra)
 
     return train(
         task,
@@ -79,9 +88,38 @@ def train_diffusion(
         model_keys=MODEL_KEYS,
         evaluators=_evaluators(experiment, task, tokenizer, autoencoder, frozen),
         on_start=start,
+        axes=PARAMETER_AXES,
+        divides=("context", "tensor"),
         profile=profile,
         devices=devices,
     )
+
+
+@contextlib.contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """A `BundleError` that comes up says which setting names what is not there."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(f"--config.{setting}: {error}") from error
+
+
+def _check_latents(experiment: DiffusionExperiment) -> None:
+    """Raises `ConfigError` if the data's latents are of another shape than the transformer's; says where embedded captions go unused."""
+    manifest, transformer = read_manifest(experiment.data.path), experiment.transformer
+    *shape, channels = manifest.shapes["video"]
+    if (*transformer.latent_shape, transformer.out_channels) != (*shape, channels):
+        sizes = ",".join(map(str, shape))
+        raise ConfigError(
+            f"the latents in {experiment.data.path} are of {'x'.join(map(str, shape))} with {channels} channels, but the model is for "
+            f"{'x'.join(map(str, transformer.latent_shape))} with {transformer.out_channels}: take other data, or set "
+            f"--config.transformer.latent_shape={sizes} and in_channels and out_channels"
+        )
+    if "text" in manifest.shapes and experiment.text is not None and experiment.text_encoder_path is None:
+        tqdm.write(
+            f"note: the captions in {experiment.data.path} are embedded already, but a text encoder of the run's own is trained on them: name theirs "
+            "with --config.text_encoder_path to use what is there"
+        )
 
 
 def _with_autoencoder(experiment: DiffusionExperiment, autoencoder: Bundle) -> DiffusionExperiment:

@@ -39,6 +39,9 @@ class InitRules:
                 raise ConfigError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
+SHOWN_PROBLEMS = 8
+
+
 def init_from(target: Tree, bundle: Bundle, rules: InitRules) -> tuple[Tree, list[str]]:
     """`target` with values of `bundle` in place of its own, and the lines that say what came from where.
 
@@ -71,9 +74,10 @@ def init_from(target: Tree, bundle: Bundle, rules: InitRules) -> tuple[Tree, lis
         else:
             taken[path] = np.asarray(stored[path], wanted[path].dtype)
     if problems and rules.strict:
+        more = len(problems) - SHOWN_PROBLEMS
         raise ConfigError(
-            f"init_from {rules.path}: the bundle does not fit the model (rename or skip these, or set strict=False):\n  "
-            + "\n  ".join(problems)
+            f"init_from {rules.path}: the bundle does not fit the model (rename or skip these, or set strict=False to keep what fits):\n  "
+            + "\n  ".join([*problems[:SHOWN_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])
         )
     fresh = wanted.keys() - taken.keys()
     return unflatten(wanted | taken), [

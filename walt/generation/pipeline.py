@@ -168,6 +168,8 @@ class Pipeline:
         negative = (
             None if negative_prompt is None else self._read([_check_negative(negative_prompt)], "negative_prompt")
         )
+        if negative_prompt is not None and sampler.guidance == 1:
+            print("negative_prompt has no effect with guidance 1, where nothing is steered away from")
         read = self._read(prompts, "prompt")
         rows = min(_check_count("batch_size", batch_size), len(prompts))
         videos = []

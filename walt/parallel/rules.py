@@ -72,6 +72,13 @@ def parameter_shardings(params: Any, mesh: Mesh, axes: ParameterAxes = (), rules
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
+def replicated_share(params: Any, shardings: Any) -> float:
+    """The share of the bytes of `params` that every device of the mesh holds whole."""
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
+    whole = [sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings)]
+    return sum(size for size, same in zip(sizes, whole) if same) / max(1, sum(sizes))
+
+
 def _checked(spec: PartitionSpec, name: str, shape: tuple[int, ...], mesh_shape: Mapping[str, int]) -> PartitionSpec:
     if len(spec) != len(shape):
         raise ConfigError(f"{name} has shape {shape}, but its row of the axis table names {len(spec)} dimensions")

@@ -7,7 +7,7 @@ import itertools
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ def train(
     on_start: Callable[[], Initial] | None = None,
     on_finish: Callable[[TrainState], TrainState] | None = None,
     axes: ParameterAxes = (),
+    divides: Collection[str] = (),
     profile: range = range(0),
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
@@ -58,6 +59,7 @@ def train(
         on_start: called once the work directory is known to be free, and not when a run goes on: the values to start from.
         on_finish: applied once to the last state, before it is saved; keeps structure, shapes and dtypes.
         axes: where parameters lie on the mesh, see `walt.parallel.rules`.
+        divides: those of the mesh axes `context` and `tensor` along which the model divides its work.
         profile: steps to trace.
         devices: those to train on; all of them by default.
 
@@ -66,7 +68,7 @@ def train(
     """
     profiler = Profiler(workdir, profile)
     mesh = make_mesh(config.mesh, devices)
-    _check_mesh(mesh, axes)
+    _check_mesh(mesh, divides)
     step = _check_workdir(workdir, config, resolved_config, model_keys)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -155,10 +157,10 @@ def _check_workdir(
     return step
 
 
-def _check_mesh(mesh: Mesh, axes: ParameterAxes) -> None:
+def _check_mesh(mesh: Mesh, divides: Collection[str]) -> None:
     """Refuse mesh axes along which nothing would be divided: their devices would all do the same work."""
     for axis in ("context", "tensor"):
-        if mesh.shape[axis] > 1 and not axes:
+        if mesh.shape[axis] > 1 and axis not in divides:
             raise ConfigError(
                 f"mesh.{axis} is {mesh.shape[axis]}, but nothing of this model is divided along it; set it to 1"
             )

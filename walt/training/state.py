@@ -99,6 +99,7 @@ def abstract_state(task: Task, config: TrainingConfig, mesh: Mesh, axes: Paramet
         params=params,
         opt=opt,
         ema={group: params[group] for group in shapes.ema},
+        extra=parameter_shardings(shapes.extra, mesh, axes),  # frozen networks are as large as trained ones
     )
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings)
 
