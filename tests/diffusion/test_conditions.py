@@ -29,7 +29,9 @@ EVERYTHING = TransformerConfig(
     low_resolution=2,
     scalars=("fps", "motion", "low_resolution_time"),
 )
-DIFFUSION = DiffusionConfig(class_dropout=0.2, scalar_dropout=0.3, known_rate=0.5, self_conditioning_rate=0.5)
+DIFFUSION = DiffusionConfig(
+    class_dropout=0.2, scalar_dropout=0.3, known_rate=0.5, self_conditioning_rate=0.5, low_resolution_dropout=0.25
+)
 TASK = DiffusionTask(EVERYTHING, None, DIFFUSION)
 ROWS = 3000
 
@@ -95,12 +97,15 @@ def test_scalars_are_told_or_not(batch, drawn):
 
 
 def test_low_resolution_is_noised_to_the_time_that_is_told(batch, drawn):
-    t = drawn.scalars["low_resolution_time"]
+    t, dropped = drawn.scalars["low_resolution_time"], np.isnan(drawn.scalars["low_resolution_time"])
+    assert dropped[VIDEOS].mean() == pytest.approx(0.25, abs=0.03) == dropped[IMAGES].mean()
+    assert np.all(dropped[VIDEOS] == dropped[VIDEOS, :1]) and np.all(drawn.low_resolution[dropped] == 0)
+    t = np.where(dropped, 0.15, t)
     assert t.min() >= 0 and t.max() <= 0.3 and t.mean() == pytest.approx(0.15, abs=0.01)
     clean = np.asarray(batch["low_resolution"])
     alpha = np.asarray(TASK.schedule.alpha(jnp.asarray(t)))[..., None, None, None]
     noise = (drawn.low_resolution - alpha * clean) / np.sqrt(np.maximum(1 - alpha**2, 1e-9))
-    late = t > 0.05
+    late = (t > 0.05) & ~dropped
     assert noise[late].std() == pytest.approx(1, abs=0.02)
 
 

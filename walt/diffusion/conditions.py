@@ -70,9 +70,11 @@ def draw_conditions(
     known, mask = _draw_canvas(diffusion, x0, is_image, of(1)) if transformer.canvas else (None, None)
     scalars, low_resolution = _draw_scalars(transformer, diffusion, batch, of(2)), None
     if transformer.low_resolution is not None:
-        low_resolution, scalars["low_resolution_time"] = _noised(
-            diffusion, schedule, batch["low_resolution"], is_image, of(3)
-        )
+        low_resolution, times = _noised(diffusion, schedule, batch["low_resolution"], is_image, of(3))
+        rate = diffusion.low_resolution_dropout
+        dropped = _per_frame(of(4), is_image, lambda k, n: jax.random.bernoulli(k, rate, (n,)))(times.shape[1])
+        low_resolution = jnp.where(over_frames(dropped, low_resolution) > 0, 0.0, low_resolution)
+        scalars["low_resolution_time"] = jnp.where(dropped, jnp.nan, times)
     return Conditions(None, label, known, mask, low_resolution, scalars)
 
 

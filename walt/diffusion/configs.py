@@ -48,6 +48,7 @@ class DiffusionConfig:
       scalar_dropout: the same of each number the model is told.
       known_rate: probability, per video, of training with its first latent frames known; of a model with a canvas.
       known_frames: how many they are, each as often: 1 is image to video, 2 is prediction.
+      low_resolution_dropout: probability, per video and still, of training without low resolution: zeros, and their time untold.
       low_resolution_max_time: noise on low-resolution latents is drawn at times up to this one.
       class_names: what the classes are called, in the order of their labels; filled in from the data when training starts.
       caption_length: tokens per caption, padded or cut, in training and in sampling.
@@ -70,6 +71,7 @@ class DiffusionConfig:
     scalar_dropout: float = 0.1
     known_rate: float = 0.25
     known_frames: tuple[int, ...] = (1, 2)
+    low_resolution_dropout: float = 0.0
     low_resolution_max_time: float = 0.3
     class_names: tuple[str, ...] = ()
     caption_length: int = 24
@@ -91,7 +93,14 @@ class DiffusionConfig:
                 "zero_terminal_snr=False, or the schedule 'flow'"
             )
         self._check_loss_weight(schedule)
-        rates = ("self_conditioning_rate", "text_dropout", "class_dropout", "scalar_dropout", "known_rate")
+        rates = (
+            "self_conditioning_rate",
+            "text_dropout",
+            "class_dropout",
+            "scalar_dropout",
+            "known_rate",
+            "low_resolution_dropout",
+        )
         for name in (*rates, "low_resolution_max_time"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not a probability, expected 0 to 1")

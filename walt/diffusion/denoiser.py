@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -84,7 +85,8 @@ class Denoiser(nnx.Module):
 def encode_captions(encoder: Any, tokens: Int[Array, "b c l"], mask: Bool[Array, "b c l"]) -> Float[Array, "b c l d"]:
     """The captions of every row through a text encoder."""
     b, c, length = tokens.shape
-    return encoder(tokens.reshape(b * c, length), mask.reshape(b * c, length)).reshape(b, c, length, -1)
+    with jax.named_scope("text_encoder"):
+        return encoder(tokens.reshape(b * c, length), mask.reshape(b * c, length)).reshape(b, c, length, -1)
 
 
 def check_fit(transformer: TransformerConfig, text: TextEncoderConfig | None) -> None:

@@ -36,16 +36,19 @@ def make_train_step(task: Task, config: TrainingConfig, mesh: Mesh, axes: Parame
         norms = {group: optax.tree.norm(tree) for group, tree in grads.items()}
         finite = all_finite([*norms.values(), *(value for name, value in metrics.items() if name.endswith("loss"))])
 
-        params, opt, updates = {}, {}, {}
-        for group, tree in grads.items():
-            clipped = clip(tree, norms[group], config.clip_norm)
-            direction, opt[group] = optimizer.update(clipped, state.opt[group], state.params[group])
-            updates[group] = jax.tree.map(lambda d: jnp.where(finite, -learning_rate * d, 0.0), direction)
-            params[group] = optax.apply_updates(state.params[group], updates[group])
-        ema = {group: averaged(tree, params[group], state.step, config.ema_decay) for group, tree in state.ema.items()}
+        with jax.named_scope("optimizer"):
+            params, opt, updates = {}, {}, {}
+            for group, tree in grads.items():
+                clipped = clip(tree, norms[group], config.clip_norm)
+                direction, opt[group] = optimizer.update(clipped, state.opt[group], state.params[group])
+                updates[group] = jax.tree.map(lambda d: jnp.where(finite, -learning_rate * d, 0.0), direction)
+                params[group] = optax.apply_updates(state.params[group], updates[group])
+            ema = {
+                group: averaged(tree, params[group], state.step, config.ema_decay) for group, tree in state.ema.items()
+            }
 
-        new, old = (params, opt, ema, extra), (state.params, state.opt, state.ema, state.extra)
-        params, opt, ema, extra = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+            new, old = (params, opt, ema, extra), (state.params, state.opt, state.ema, state.extra)
+            params, opt, ema, extra = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
         metrics |= group_norms("l2_grads", norms)
         metrics |= group_norms("l2_params", {group: optax.tree.norm(tree) for group, tree in params.items()})
         metrics |= group_norms("l2_updates", {group: optax.tree.norm(tree) for group, tree in updates.items()})

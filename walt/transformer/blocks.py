@@ -51,15 +51,24 @@ class Layer(nnx.Module):
         self.spans_time = window[0] > 1
 
     def __call__(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(
-            context.condition, context.shared_modulation
-        )
-        identity = context.is_image if self.spans_time else None
-        x = x + gate.astype(x.dtype) * self.attention(modulate(x, shift, scale), identity=identity)
+        with jax.named_scope("modulation"):
+            shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(
+                context.condition, context.shared_modulation
+            )
+            modulated = modulate(x, shift, scale)
+        with jax.named_scope("attention"):
+            x = x + gate.astype(x.dtype) * self.attention(modulated, identity=self._identity(context))
         if self.cross_attention is not None and context.text is not None and context.text_mask is not None:
-            x = x + self.cross_attention(layer_norm(x), context.text, context.text_mask)
-        x = x + mlp_gate.astype(x.dtype) * self.mlp(modulate(x, mlp_shift, mlp_scale))
+            with jax.named_scope("cross_attention"):
+                x = x + self.cross_attention(layer_norm(x), context.text, context.text_mask)
+        with jax.named_scope("modulation"):
+            modulated = modulate(x, mlp_shift, mlp_scale)
+        with jax.named_scope("mlp"):
+            x = x + mlp_gate.astype(x.dtype) * self.mlp(modulated)
         return constrain(x, "batch", None, "context", None, None)
+
+    def _identity(self, context: Context) -> Bool[Array, " B"] | None:
+        return context.is_image if self.spans_time else None
 
 
 class Pair(nnx.Module):

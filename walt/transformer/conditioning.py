@@ -30,24 +30,20 @@ def sinusoidal_features(
 
 
 class ScalarEmbedding(nnx.Module):
-    """A number per frame as a vector, through sinusoid and MLP; a learned vector where it is not told (NaN).
-
-    The time of noise on low-resolution latents is always told.
-    """
+    """A number per frame as a vector, through sinusoid and MLP; a learned vector where it is not told (NaN)."""
 
     def __init__(self, name: str, config: TransformerConfig, rngs: nnx.Rngs):
         width, dtype = config.width, config.wide_dtype
         self.factor = SCALARS[name]
         self.inner = Linear(TIMESTEP_FEATURES, width, rngs, dtype=dtype, initializer=small_normal)
         self.outer = Linear(width, width, rngs, dtype=dtype, initializer=small_normal)
-        optional = name != "low_resolution_time"
-        self.untold = nnx.Param(small_normal(rngs.params(), (width,), jnp.float32)) if optional else None
+        self.untold = nnx.Param(small_normal(rngs.params(), (width,), jnp.float32))
 
     def __call__(self, value: Float[Array, "B F"]) -> Float[Array, "B F d"]:
         told = ~jnp.isnan(value)
         features = sinusoidal_features(jnp.where(told, value, 0.0) * self.factor)
         vector = self.outer(jax.nn.silu(self.inner(features)))
-        return vector if self.untold is None else jnp.where(told[..., None], vector, self.untold[...])
+        return jnp.where(told[..., None], vector, self.untold[...])
 
 
 class Conditioning(nnx.Module):

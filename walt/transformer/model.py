@@ -134,7 +134,8 @@ class Transformer(nnx.Module):
             raise ValueError(
                 f"this transformer is not told {', '.join(sorted(unknown))}; its scalars are {self.config.scalars}"
             )
-        conditions = self.conditioning(timestep, class_label, drop_class, scalars)
+        with jax.named_scope("conditioning"):
+            conditions = self.conditioning(timestep, class_label, drop_class, scalars)
         condition = sum(conditions[1:], conditions[0])
         text = None
         if self.text is not None and text_embeddings is not None:
@@ -145,14 +146,16 @@ class Transformer(nnx.Module):
             text, text_mask = self.text(text_embeddings, text_mask, drop_text, caption_index)
         context = Context(condition, self.conditioning.shared_modulation(condition), is_image, text, text_mask)
 
-        x = self.patch_embedding(patchify(latents, self.config.patch))
-        x = x + self.position(latents.shape[1], is_image).astype(x.dtype)
+        with jax.named_scope("embedding"):
+            x = self.patch_embedding(patchify(latents, self.config.patch))
+            x = x + self.position(latents.shape[1], is_image).astype(x.dtype)
         x = constrain(x, "batch", None, "context", None, None)
         if self.config.adaln == "none":
             x = self._run_with_tokens(x, conditions, context)
         else:
             x = self._run(x, context)
-        x = unpatchify(self.final(x, condition), self.config.patch)
+        with jax.named_scope("embedding"):
+            x = unpatchify(self.final(x, condition), self.config.patch)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _run(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:

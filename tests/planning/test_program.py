@@ -1,0 +1,120 @@
+"""Reading compiled programs: loops, fusions, collectives and their groups, on texts written by hand and on programs compiled here."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from walt.parallel.config import MeshConfig
+from walt.parallel.mesh import make_mesh
+from walt.planning.program import Collective, axes_of, group, parse_program, traffic
+
+TEXT = """HloModule jit_step, is_scheduled=true
+
+%fused_computation.1 (param_0: f32[8]) -> f32[8] {
+  %param_0 = f32[8]{0} parameter(0)
+  ROOT %exp.1 = f32[8]{0} exponential(%param_0), CYCLES999
+}
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%p), index=1
+  %fusion.1 = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused_computation.1, metadata={op_name="jit(step)/while/body/attention/exp"}, CYCLES100
+  %all-gather.1 = bf16[64,32]{1,0} all-gather(%fusion.1), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+  ROOT %t = (s32[], f32[8]{0}) tuple(%x, %fusion.1)
+}
+
+%condition.1 (p.1: (s32[], f32[8])) -> pred[] {
+  %p.1 = (s32[], f32[8]{0}) parameter(0)
+  %bound = s32[]{:T(128)} constant(26)
+  %i = s32[] get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main.1 (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %copy.1 = f32[8]{0} copy(%a), CYCLES7
+  %while.1 = (s32[], f32[8]{0}) while(%copy.1), condition=%condition.1, body=%body.1
+  %all-reduce-start.1 = (f32[10]{0}, f32[10]{0}) all-reduce-start(%a), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %all-reduce-done.1 = f32[10]{0} all-reduce-done(%all-reduce-start.1)
+  %dot.1 = f32[8]{0} fusion(%a), kind=kOutput, calls=%fused_computation.1, metadata={op_name="jit(transpose(jvp(mlp))/dot_general"}, CYCLES50
+  ROOT %r = f32[8]{0} get-tuple-element(%while.1), index=1
+}
+"""
+TEXT = re.sub(r"CYCLES(\d+)", r'backend_config={"window_config":{"estimated_cycles":"\1"}}', TEXT)
+KINDS = {"attention": "attention", "mlp": "MLP"}
+
+
+def test_cycles_count_loops_as_often_as_they_run_and_fusions_once():
+    program = parse_program(TEXT)
+    assert program.entry == "main.1" and program.runs() == {"main.1": 1, "body.1": 26, "condition.1": 26}
+    assert program.cycles(KINDS) == {"attention": 2600, "MLP": 50, "data movement": 7}
+    assert program.custom_calls() == {}
+
+
+def test_collectives_have_their_axes_and_bytes():
+    mesh = {"data": 4, "fsdp": 2}
+    assert parse_program(TEXT).collectives(mesh) == [
+        Collective("all-gather", "data", 26 * 64 * 32 * 2 * 3 / 4, 26),
+        Collective("all-reduce", "data+fsdp", 2 * 40 * 7 / 8, 1),
+    ]
+
+
+def test_a_loop_of_unknown_length_is_said_so():
+    with pytest.raises(ValueError, match=r"cannot tell how often the loop while.1 runs"):
+        parse_program(TEXT.replace("constant(26)", "parameter(3)")).runs()
+    known = TEXT.replace("body=%body.1", 'body=%body.1, backend_config={"known_trip_count":{"n":"5"}}')
+    assert parse_program(known).runs()["body.1"] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        ("replica_groups={{0,2},{1,3}}, x", [0, 2]),
+        ("replica_groups=[2,4]<=[8], x", [0, 1, 2, 3]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x", [0, 4]),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, x", [0, 2, 4, 6]),
+        ("replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}, x", [0, 1, 2, 3]),
+        ("source_target_pairs={{0,1},{1,0}}", [0, 1]),
+    ],
+)
+def test_the_first_group_of_every_notation(text, members):
+    assert group(text, 8) == members
+
+
+def test_axes_are_those_along_which_a_group_differs():
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    assert axes_of([0, 1], mesh) == "tensor"
+    assert axes_of([0, 2, 4, 6], mesh) == "data+fsdp"
+    assert axes_of([3], mesh) == "none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("all-gather", 75), ("all-reduce", 150), ("reduce-scatter", 300), ("all-to-all", 75)]
+)
+def test_traffic_of_a_ring_of_four(kind, expected):
+    assert traffic(kind, 100.0, 4) == expected
+
+
+def test_a_compiled_program_of_known_collectives():
+    """A scan of 3 products with weights that lie on all devices: each is gathered in each of its runs."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    weights = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+
+    def run(x, w):
+        def layer(x, w):
+            whole = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, PartitionSpec()))
+            return jnp.tanh(x @ whole), None
+
+        return jax.lax.scan(layer, x, w)[0]
+
+    x = jax.ShapeDtypeStruct((16, 64), np.float32, sharding=rows)
+    w = jax.ShapeDtypeStruct((3, 64, 64), np.float32, sharding=weights)
+    text = jax.jit(run, out_shardings=rows).lower(x, w).compile().as_text()
+    (gathers,) = parse_program(text).collectives(dict(mesh.shape))
+    assert (gathers.kind, gathers.axis, gathers.count) == ("all-gather", "fsdp", 3)
+    assert gathers.bytes == 3 * 64 * 64 * 4 * 3 / 4

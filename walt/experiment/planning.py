@@ -1,0 +1,134 @@
+"""Plans of an experiment's programs for a TPU pod: the very train step, sampler or autoencoder, lowered from shapes for devices that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from walt.autoencoder.task import AutoencoderTask
+from walt.config import ConfigError
+from walt.experiment.config import DiffusionExperiment, ExperimentConfig
+from walt.experiment.stage2 import diffusion_task
+from walt.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
+from walt.parallel.rules import ParameterAxes
+from walt.planning.plan import Plan, make_plan
+from walt.planning.topology import Topology
+from walt.training.config import TrainingConfig
+from walt.training.state import abstract_state
+from walt.training.step import make_train_step
+from walt.training.task import Task
+from walt.transformer.sharding import PARAMETER_AXES, check_mesh
+
+KINDS: Mapping[str, str] = {  # of the first that an operation's origin matches
+    r"optimizer": "optimizer",
+    r"text_encoder": "text encoder",
+    r"cross_attention": "cross-attention",
+    r"\battention|\(attention": "attention",
+    r"\bmlp|\(mlp": "MLP",
+    r"modulation": "modulation",
+    r"embedding|conditioning": "embedding",
+}
+
+
+def plan_training(experiment: ExperimentConfig, topology: Topology) -> Plan:
+    """The plan of one optimiser step, with the config's mesh, batch and rematerialisation.
+
+    Raises `ConfigError` before anything is compiled: the mesh does not fit the devices, or does not divide the model or the batch.
+    """
+    devices = topology.devices()
+    mesh = make_mesh(experiment.training.mesh, devices)
+    task, axes = _task(experiment, mesh)
+    lowered = lower_train_step(experiment, task, axes, mesh)
+    return make_plan(
+        lowered,
+        what="train step",
+        topology=topology,
+        mesh=dict(mesh.shape),
+        model_flops=task.row_cost().flops * experiment.data.batch_size,
+        kinds=KINDS,
+    )
+
+
+def _task(experiment: ExperimentConfig, mesh: Mesh) -> tuple[Task, ParameterAxes]:
+    rows, parts = experiment.data.batch_size, experiment.training.accumulation * batch_shards(mesh)
+    if rows % parts:
+        raise ConfigError(
+            f"data.batch_size is {rows}, which does not divide into accumulation={experiment.training.accumulation} parts on {batch_shards(mesh)} "
+            f"devices: make it a multiple of {parts}"
+        )
+    if isinstance(experiment, DiffusionExperiment):
+        check_mesh(experiment.transformer, mesh.shape)
+        # A published text encoder's embeddings are made beforehand, as its configs recommend.
+        prepared = experiment.text_encoder_path is not None
+        return diffusion_task(
+            dataclasses.replace(experiment, text_source="prepared" if prepared else "trained")
+        ), PARAMETER_AXES
+    if mesh.shape["tensor"] > 1:
+        raise ConfigError("mesh.tensor must be 1 for an autoencoder, which divides nothing along it")
+    if experiment.clip_size is None:
+        raise ConfigError("clip_size must be set to plan an autoencoder: frames, height and width of its clips")
+    return AutoencoderTask(experiment.autoencoder, experiment.loss, experiment.clip_size), ()
+
+
+def lower_train_step(experiment: ExperimentConfig, task: Task, axes: ParameterAxes, mesh: Mesh) -> Any:
+    """The train step of the loop, from shapes alone."""
+    training, rows = experiment.training, batch_sharding(mesh)
+    state = abstract_state(task, training, mesh, axes)
+    batch = {
+        name: jax.ShapeDtypeStruct((experiment.data.batch_size, *spec.shape), spec.dtype, sharding=rows)
+        for name, spec in task.batch_spec().items()
+    }
+    learning_rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    step = make_train_step(task, training, mesh, axes)
+    with jax.set_mesh(mesh):
+        return step.lower(state, batch, learning_rate)
+
+
+def changes_that_save_memory(
+    experiment: ExperimentConfig, mesh: Mapping[str, int]
+) -> Iterator[tuple[str, ExperimentConfig]]:
+    """Nearest changes first: (in words, the experiment so changed)."""
+    if isinstance(experiment, DiffusionExperiment) and experiment.transformer.remat != "full":
+        transformer = dataclasses.replace(experiment.transformer, remat="full")
+        experiment = dataclasses.replace(experiment, transformer=transformer)
+        yield "--config.transformer.remat=full", experiment
+    training = experiment.training
+    whole = mesh["data"] * mesh["fsdp"]
+    if mesh["data"] > 1:
+        spread = dataclasses.replace(training.mesh, data=1, fsdp=whole)
+        training = dataclasses.replace(training, mesh=spread)
+        yield f"--config.training.mesh.data=1 --config.training.mesh.fsdp={whole}", _with(experiment, training)
+    shards = math.prod(mesh[axis] for axis in ("slice", "data", "fsdp"))
+    parts = training.accumulation * 2
+    while experiment.data.batch_size % (parts * shards) == 0:
+        yield (
+            f"--config.training.accumulation={parts}",
+            _with(experiment, dataclasses.replace(training, accumulation=parts)),
+        )
+        parts *= 2
+
+
+def _with(experiment: ExperimentConfig, training: TrainingConfig) -> ExperimentConfig:
+    return dataclasses.replace(experiment, training=training)
+
+
+def fitting(experiment: ExperimentConfig, topology: Topology, plan: Plan) -> tuple[list[str], Plan] | None:
+    """The first of these changes, each on top of those before it, with which the step fits: (as flags, its plan). None if none does."""
+    flags: list[str] = []
+    for words, changed in changes_that_save_memory(experiment, plan.mesh):
+        flags = [flag for flag in flags if flag.split("=")[0] not in words] + [words]
+        found = plan_training(changed, topology)
+        if found.fits:
+            return flags, found
+    return None
+
+
+def rows_and_steps(experiment: ExperimentConfig) -> tuple[int, int]:
+    """Rows of a batch and steps of the schedule."""
+    return experiment.data.batch_size, experiment.training.num_steps

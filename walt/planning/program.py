@@ -1,0 +1,232 @@
+"""What a compiled program does, read from its text: cycles by kind of work, and collectives, with loops counted as often as they run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][a-z\-]*)\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    result: str  # its type
+    text: str
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 where it makes none."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
+        return int(found[1]) if found else 0
+
+    @property
+    def op_name(self) -> str:
+        """Where in the source it comes from: names of functions and scopes."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.text)
+        return found[1] if found else ""
+
+    def called(self, attribute: str) -> list[str]:
+        """Computations named by an attribute such as `body=%name` or `calls={%a, %b}`."""
+        found = re.search(rf"\b{attribute}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.text)
+        if found is None:
+            return []
+        return [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind over the same mesh axes.
+
+    Attributes:
+      bytes: that one device receives or sends in one run of the program, all of them together.
+      count: how many there are in one run.
+    """
+
+    kind: str
+    axis: str
+    bytes: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program by computation; `entry` is where it starts."""
+
+    computations: Mapping[str, tuple[Instruction, ...]]
+    entry: str
+
+    def runs(self) -> dict[str, float]:
+        """How often each computation that is a step of its own (no part of a fusion) runs."""
+        counts: dict[str, float] = defaultdict(float)
+
+        def visit(name: str, times: float) -> None:
+            counts[name] += times
+            for instruction in self.computations.get(name, ()):
+                if instruction.opcode == "while":
+                    for part in (*instruction.called("body"), *instruction.called("condition")):
+                        visit(part, times * self.trips(instruction))
+                elif instruction.opcode in ("call", "async-start"):
+                    for part in (*instruction.called("to_apply"), *instruction.called("calls")):
+                        visit(part, times)
+                elif instruction.opcode == "conditional":
+                    # One of them runs; the dearest, to be on the safe side.
+                    branches = instruction.called("branch_computations") or [
+                        *instruction.called("true_computation"),
+                        *instruction.called("false_computation"),
+                    ]
+                    visit(max(branches, key=self._own_cycles), times)
+
+        visit(self.entry, 1.0)
+        return dict(counts)
+
+    def trips(self, loop: Instruction) -> int:
+        """How often a loop runs: as the compiler says, or what its counter, which starts at 0 in loops over layers, is compared with. Raises
+        `ValueError` where neither is known."""
+        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text):
+            return int(found[1])
+        (condition,) = loop.called("condition")
+        lines = self.computations.get(condition, ())
+        bounds = [int(n) for line in lines for n in re.findall(r"^s32\[\]\S* constant\((\d+)\)", line.text)]
+        if len(bounds) != 1 or not any("direction=LT" in line.text for line in lines):
+            raise ValueError(f"cannot tell how often the loop {loop.name} runs")
+        return bounds[0]
+
+    def _own_cycles(self, name: str) -> int:
+        return sum(instruction.cycles for instruction in self.computations.get(name, ()))
+
+    def cycles(self, kind_of: Mapping[str, str]) -> dict[str, float]:
+        """Estimated cycles by kind: that of the first pattern of `kind_of` that an instruction's origin matches, else "other"."""
+        total: dict[str, float] = defaultdict(float)
+        for name, times in self.runs().items():
+            for instruction in self.computations.get(name, ()):
+                if instruction.cycles:
+                    total[_kind(instruction, kind_of)] += times * instruction.cycles
+        return dict(total)
+
+    def custom_calls(self) -> dict[str, float]:
+        """Kernels that are no part of XLA, which it has no estimate of: target -> runs."""
+        found: dict[str, float] = defaultdict(float)
+        for name, times in self.runs().items():
+            for instruction in self.computations.get(name, ()):
+                if 'custom_call_target="tpu_custom_call"' in instruction.text:
+                    found[instruction.op_name or instruction.name] += times
+        return dict(found)
+
+    def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
+        """What devices send each other, by kind and by axes of a mesh of these sizes (its devices in order), the largest first."""
+        found: dict[tuple[str, str], Collective] = {}
+        for name, times in self._with_fused(self.runs()).items():
+            for instruction in self.computations.get(name, ()):
+                kind = instruction.opcode.removesuffix("-start")
+                if kind not in COLLECTIVES or instruction.opcode.endswith("-done"):
+                    continue
+                members = group(instruction.text, math.prod(mesh.values()))
+                key = kind, axes_of(members, mesh)
+                before = found.get(key, Collective(*key, 0.0, 0))
+                moved = times * traffic(kind, result_bytes(instruction), len(members))
+                found[key] = replace(before, bytes=before.bytes + moved, count=before.count + round(times))
+        return sorted(found.values(), key=lambda each: -each.bytes)
+
+    def _with_fused(self, runs: Mapping[str, float]) -> dict[str, float]:
+        """The runs of fused computations as well: compilers put collectives into fusions too."""
+        counts = dict(runs)
+        for name, times in runs.items():
+            for instruction in self.computations.get(name, ()):
+                if instruction.opcode == "fusion":
+                    for part in instruction.called("calls"):
+                        counts[part] = counts.get(part, 0.0) + times
+        return counts
+
+
+def parse_program(text: str) -> Program:
+    """The program in the text of a compiled HLO module."""
+    computations: dict[str, tuple[Instruction, ...]] = {}
+    name, entry = None, ""
+    lines: list[Instruction] = []
+    for line in text.splitlines():
+        if name is None:
+            if head := _HEAD.match(line):
+                name, lines = head[1], []
+                entry = name if line.startswith("ENTRY") else entry
+        elif line.startswith("}"):
+            computations[name], name = tuple(lines), None
+        elif found := _INSTRUCTION.match(line):
+            opcode = _OPCODE.search(found[2])
+            if opcode:
+                lines.append(Instruction(found[1], opcode[1], found[2][: opcode.start(1)], found[2]))
+    return Program(computations, entry)
+
+
+def _kind(instruction: Instruction, kind_of: Mapping[str, str]) -> str:
+    for pattern, kind in kind_of.items():
+        if re.search(pattern, instruction.op_name):
+            return kind
+    return "data movement" if re.match(r"copy|transpose|bitcast|reshape|slice|concat", instruction.name) else "other"
+
+
+def result_bytes(instruction: Instruction) -> float:
+    """Of the largest array of a collective's result, on one device: a start's result holds its input as well."""
+    sizes = [
+        math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(dtype, 4)
+        for dtype, shape in _ARRAY.findall(instruction.result)
+    ]
+    if instruction.opcode.endswith("-start"):
+        return max(sizes, default=0)
+    return sum(sizes)
+
+
+def traffic(kind: str, result: float, members: int) -> float:
+    """Bytes that a device of a ring of so many sends, for a result of so many bytes on each."""
+    share = (members - 1) / members if members else 0.0
+    return {
+        "all-gather": result * share,
+        "all-reduce": 2 * result * share,
+        "reduce-scatter": result * (members - 1),
+        "all-to-all": result * share,
+        "collective-permute": result,
+    }[kind]
+
+
+def group(text: str, devices: int) -> list[int]:
+    """The first group of devices that talk to each other, in the order of the program's devices."""
+    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_IOTA}\))? ?\{{([^}}]*)\}}", text):
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        places = _iota(devices, found[2], found[3]).reshape(tuple(axes.values()))
+        along = re.findall(r"'(\w+)'", found[4])
+        return [int(n) for n in places[tuple(slice(None) if name in along else 0 for name in axes)].ravel()]
+    if found := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_IOTA}", text):
+        return [int(n) for n in _iota(devices, found[3], found[4]).reshape(int(found[1]), int(found[2]))[0]]
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return [int(n) for n in found[1].split(",")]
+    if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
+        return [int(found[1]), int(found[2])]
+    return list(range(devices))
+
+
+def _iota(devices: int, shape: str | None, order: str | None) -> np.ndarray:
+    """0, 1, … in some shape, transposed by some order, as in "[2,4]T(1,0)"."""
+    numbers = np.arange(devices)
+    if shape:
+        numbers = numbers.reshape([int(n) for n in shape.split(",")])
+    return numbers.transpose([int(n) for n in order.split(",")]) if order else numbers
+
+
+def axes_of(members: Sequence[int], mesh: Mapping[str, int]) -> str:
+    """The mesh axes along which these devices differ, such as "data+fsdp"."""
+    places = np.array(np.unravel_index(np.asarray(members), tuple(mesh.values())))
+    return "+".join(name for name, along in zip(mesh, places) if len(set(along.tolist())) > 1) or "none"
