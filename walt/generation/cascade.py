@@ -55,7 +55,7 @@ class Cascade:
 
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None,
         *,
         low_resolution: UInt8[np.ndarray, "*n t i j 3"] | None = None,
         num_frames: int | None = None,

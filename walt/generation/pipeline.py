@@ -22,6 +22,7 @@ from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.generation import programs
 from walt.generation.bundle import Bundle, BundleError, Tree, flatten
 from walt.generation.fit import VideoSize, fit, fit_stream
+from walt.generation.given import Given
 from walt.generation.sources import open_bundle
 from walt.text.config import TextEncoderConfig
 from walt.text.tokenizer import read_tokenizer
@@ -117,9 +118,12 @@ class Pipeline:
 
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None,
         *,
         low_resolution: UInt8[np.ndarray, "*n t i j 3"] | None = None,
+        first_frames: UInt8[np.ndarray, "*n k h w 3"] | None = None,
+        fps: float | None = None,
+        motion: float | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -133,8 +137,11 @@ class Pipeline:
         """Videos of prompts.
 
         Args:
-          prompt: one prompt, or several; of a model of classes, their names.
+          prompt: one prompt, or several; of a model of classes, their names; None for a model that reads none.
           low_resolution: of a super-resolution model, the video of each prompt in its `low_size`; see `Cascade` for the chain.
+          first_frames: of a model that was trained to go on from them, the first frames of each video, in its size: one, or as many as make the latent
+            frames that it knows (5 for two of them). They come back as the autoencoder's reconstruction.
+          fps, motion: of a model that is told these, frames per second and the mean absolute change between latent frames; None tells nothing.
           num_frames, height, width: size in pixels; by default, and at most, what the model was trained on. A smaller
             video is the first frames and the middle of a full one.
           steps: denoising steps; by default the bundle's.
@@ -152,12 +159,12 @@ class Pipeline:
           GenerationError: an argument the model cannot serve.
         """
         size = self.check_size(num_frames, height, width)
-        if self._tokenizer is None and not self.class_names:
-            raise GenerationError(
-                "this model reads no prompt: it goes on from known frames, which generate does not take yet"
-            )
-        prompts = _check_prompts(prompt)
+        prompts = self._check_prompts(prompt, first_frames, low_resolution)
+        if negative_prompt is not None and prompt is None:
+            raise GenerationError("negative_prompt is for a model that reads prompts")
         small = self._check_low_resolution(low_resolution, len(prompts))
+        first = self._check_first_frames(first_frames, len(prompts))
+        scalars = self._check_scalars(fps=fps, motion=motion)
         if size != self.video_size:
             print(
                 f"{size} is rounded up to {self.video_size}, which is what the model makes, and cropped back to the first frames and "
@@ -170,17 +177,23 @@ class Pipeline:
         )
         if negative_prompt is not None and sampler.guidance == 1:
             print("negative_prompt has no effect with guidance 1, where nothing is steered away from")
-        read = self._read(prompts, "prompt")
+        read = None if prompt is None else self._read(prompts, "prompt")
         rows = min(_check_count("batch_size", batch_size), len(prompts))
         videos = []
         for start in range(0, len(prompts), rows):
             # The last batch is filled up with its last prompt, so that there is one shape to compile.
             chosen = np.minimum(np.arange(start, start + rows), len(prompts) - 1)
             rows_read = jax.tree.map(lambda array: array[chosen], read)  # noqa: B023
-            low = None if small is None else self.encode(small[chosen])
-            videos.append(self._videos(rows_read, keys[chosen], sampler, negative, low, size.frames))
+            given = Given(
+                None if small is None else jnp.asarray(self.encode(small[chosen])),
+                None if first is None else jnp.asarray(self.encode(first[chosen])),
+                {name: jnp.full(rows, value, jnp.float32) for name, value in scalars.items()},
+            )
+            videos.append(self._videos(rows_read, keys[chosen], sampler, negative, given, size.frames))
         video = _crop(np.concatenate(videos)[: len(prompts)], size)
-        return video[0] if isinstance(prompt, str) else video
+        alone = first_frames if first_frames is not None else low_resolution
+        single = isinstance(prompt, str) or (prompt is None and alone is not None and alone.ndim == 4)
+        return video[0] if single else video
 
     def reconstruct(self, video: UInt8[np.ndarray, "*n t h w 3"]) -> UInt8[np.ndarray, "*n t h w 3"]:
         """A video through the autoencoder and back, at its own size; sizes the encoder does not take are padded and
@@ -226,7 +239,7 @@ class Pipeline:
         return f"{text}; generates {self.video_size}" if self.video_size else text
 
     def _videos(
-        self, prompts: Any, keys: Any, sampler: SamplerConfig, negative: Any, low: np.ndarray | None, frames: int
+        self, prompts: Any, keys: Any, sampler: SamplerConfig, negative: Any, given: Given, frames: int
     ) -> np.ndarray:
         if sampler.guidance == 1:
             strength, negative = None, None
@@ -236,7 +249,7 @@ class Pipeline:
         if negative is not None:
             negative = jax.tree.map(lambda array: np.repeat(array, len(keys), axis=0), negative)
         latents = programs.sample_latents(
-            self._generator, sampler, self._generator_weights, prompts, keys, strength, negative, low
+            self._generator, sampler, self._generator_weights, prompts, keys, strength, negative, given
         )
         # The decoder is causal: later latents do not change the frames that are asked for.
         needed = 1 + math.ceil((frames - 1) / self._autoencoder.time_factor)
@@ -260,6 +273,54 @@ class Pipeline:
                 f"low_resolution must hold a video of {self.low_size} for each of {count} prompts, got {list(videos.shape)}"
             )
         return videos
+
+    def _check_first_frames(self, videos: Any, count: int) -> UInt8[np.ndarray, "n k h w 3"] | None:
+        """The known frames of every prompt; None for none."""
+        if videos is None:
+            return None
+        transformer, size = self._generator.transformer, self.video_size
+        assert size is not None
+        if not transformer.canvas:
+            raise GenerationError(
+                "first_frames is for a model that was trained to go on from known frames, which this was not"
+            )
+        _check_video(videos)
+        videos = videos.reshape((-1, *videos.shape[-4:]))
+        lengths = [1 + (known - 1) * self._autoencoder.time_factor for known in self._generator.diffusion.known_frames]
+        if len(videos) != count or videos.shape[1] not in lengths or videos.shape[2:] != (size.height, size.width, 3):
+            raise GenerationError(
+                f"first_frames must hold {' or '.join(map(str, lengths))} frames of {size.height}x{size.width} for each of {count} prompts, got "
+                f"{list(videos.shape)}"
+            )
+        return videos
+
+    def _check_scalars(self, **values: Any) -> dict[str, float]:
+        """Those that are told."""
+        told = {name: value for name, value in values.items() if value is not None}
+        for name, value in told.items():
+            if name not in self._generator.transformer.scalars:
+                raise GenerationError(f"{name} was given, but this model was not trained to be told it")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not (0 <= value and math.isfinite(value))
+            ):
+                raise GenerationError(f"{name} must be a number, 0 or more, got {value!r}")
+        return told
+
+    def _check_prompts(self, prompt: Any, first_frames: Any, low_resolution: Any) -> list[str]:
+        """A prompt for each video, "" for a model that reads none."""
+        if self._tokenizer is not None or self.class_names:
+            if prompt is None:
+                raise GenerationError("prompt must be a string or a list of strings for this model, got None")
+            return _check_prompts(prompt)
+        alone = first_frames if first_frames is not None else low_resolution
+        if prompt is not None or alone is None:
+            raise GenerationError(
+                "this model reads no prompt: give None, and the frames that it is to go on from (first_frames) or to make larger"
+            )
+        _check_video(alone)
+        return [""] * (1 if alone.ndim == 4 else len(alone))
 
     def _read(self, texts: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
         """(token ids, mask) of texts, or the labels of class names."""

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, UInt8
 
 from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.model import Autoencoder, to_float, to_uint8
-from walt.diffusion.conditions import given_low_resolution
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser
 from walt.diffusion.text_to_latents import Prompts, text_to_latents
+from walt.generation.given import Given
 from walt.text.config import TextEncoderConfig
 from walt.training.module import Functional
 from walt.transformer.config import TransformerConfig
@@ -63,20 +63,16 @@ def sample_latents(
     config: GeneratorConfig,
     sampler: SamplerConfig,
     weights: Weights,
-    prompts: Prompts,
+    prompts: Prompts | None,
     keys: jax.Array,
     strength: Float[Array, ""] | None,
     negative: Prompts | None,
-    low_resolution: Float[Array, "b f i j c"] | None = None,
+    given: Given,
 ) -> Float[Array, "b f i j c"]:
-    """Latents of prompts, of a super-resolution model with the latents of low resolution; without `strength`, the sampler's own
-    guidance is compiled in."""
+    """Latents of prompts and of what else is given; without `strength`, the sampler's own guidance is compiled in."""
     model = denoiser(config.transformer, config.text).bind(*weights)
     shape = (*config.transformer.latent_shape, config.transformer.out_channels)
-    given = None
-    if low_resolution is not None:
-        schedule = config.diffusion.make_schedule(shape)
-        given = given_low_resolution(schedule, low_resolution, sampler.low_resolution_time, keys)
+    conditions = given.conditions(config.diffusion.make_schedule(shape), shape, sampler.low_resolution_time, keys)
     return text_to_latents(
-        model, prompts, keys, shape, config.diffusion, sampler, strength=strength, negative=negative, given=given
+        model, prompts, keys, shape, config.diffusion, sampler, strength=strength, negative=negative, given=conditions
     )
