@@ -96,7 +96,7 @@ def make_plan(
         "mesh": dict(mesh),
         "hbm_limit_bytes": limit,
         "model_flops": model_flops,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        "versions": {name: _version(name) for name in ("jax", "libtpu")},
     }
     try:
         compiled = lowered.compile()
@@ -154,6 +154,13 @@ NOT_COMPILED = (
     "estimated_step_seconds",
     "estimated_mfu",
 )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def seconds(collective: Collective, topology: Topology) -> float:

@@ -1,0 +1,95 @@
+"""Plans of shipped configs, with eight CPU devices in place of a pod's: the same programs, of which this compiler estimates no cycles."""
+
+import json
+
+import jax
+import pytest
+
+from walt import plan as command_plan
+from walt.config import ConfigError, apply_overrides, load
+from walt.experiment import parse
+from walt.experiment.planning import changes_that_save_memory, plan_training
+from walt.planning.plan import memory_in
+from walt.planning.topology import Topology, parse_topology
+
+MESH = {
+    "training.mesh.data": "2",
+    "training.mesh.fsdp": "4",
+    "data.batch_size": "8",
+    "transformer.width": "48",
+    "transformer.depth": "2",
+}
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(Topology, "devices", lambda self: jax.devices()[: self.chips])
+
+
+def experiment_of(name, **overrides):
+    chosen = {key: value for key, value in MESH.items() if name.startswith("t2v") or not key.startswith("transformer")}
+    return parse(apply_overrides(load(name), {**chosen, **overrides}))
+
+
+def test_a_train_step_has_its_memory_flops_and_collectives(here):
+    experiment = experiment_of("t2v/atari:mini")
+    plan = plan_training(experiment, parse_topology("v5e:2x4"))
+    assert plan.fits and plan.argument_bytes < plan.peak_bytes < plan.hbm_limit_bytes == 16e9
+    assert plan.mesh == {"slice": 1, "data": 2, "fsdp": 4, "context": 1, "tensor": 1} and plan.chips == 8
+    axes = {(each.kind, each.axis) for each in plan.collectives}
+    assert ("all-gather", "fsdp") in axes  # of weights
+    assert any(kind in ("all-reduce", "reduce-scatter") for kind, _ in axes)  # of gradients
+    form = json.loads(plan.to_json())
+    names = "fits hbm_limit_bytes peak_bytes argument_bytes temp_bytes model_flops xla_flops estimated_cycles estimated_step_seconds estimated_mfu"
+    assert set(names.split()) <= set(form) and {"kind", "axis", "bytes", "count"} == set(form["collectives"][0])
+
+
+def test_the_command_prints_and_writes(here, tmp_path, capsys):
+    flags = [f"--config.{name}={value}" for name, value in MESH.items()]
+    command_plan.main(
+        ["walt plan", "--config=t2v/atari:mini", "--topology=v5e:2x4", f"--json={tmp_path / 'plan.json'}", *flags]
+    )
+    printed = capsys.readouterr().out
+    assert "train step on v5e:2x4 (8 chips), mesh data 2, fsdp 4" in printed and "fits: " in printed
+    assert json.loads((tmp_path / "plan.json").read_text())["topology"] == "v5e:2x4"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("t2v/atari:mini", {"training.mesh.fsdp": "3"}, "mesh .* does not fit 8 devices"),
+        (
+            "t2v/atari:mini",
+            {"data.batch_size": "12"},
+            "data.batch_size is 12, which does not divide .* a multiple of 8",
+        ),
+        (
+            "t2v/atari:mini",
+            {"training.mesh.fsdp": "1", "training.mesh.tensor": "4"},
+            "does not divide transformer.heads 3",
+        ),
+        ("autoencoder/atari:mini", {}, "clip_size must be set to plan an autoencoder"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_it_is_compiled(here, name, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_training(experiment_of(name, **overrides), parse_topology("v5e:2x4"))
+
+
+def test_changes_that_save_memory_come_nearest_first():
+    experiment = experiment_of("t2v/atari", **{"data.batch_size": "32"})
+    found = dict(changes_that_save_memory(experiment, experiment.training.mesh.resolve(8)))
+    assert list(found) == [
+        "--config.transformer.remat=full",
+        "--config.training.mesh.data=1 --config.training.mesh.fsdp=8",
+        "--config.training.accumulation=2",
+        "--config.training.accumulation=4",
+    ]
+    last = found["--config.training.accumulation=4"]
+    assert last.transformer.remat == "full" and last.training.mesh.fsdp == 8 and last.training.accumulation == 4
+
+
+def test_what_a_compiler_would_need_is_read_from_its_error():
+    message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded"
+    assert memory_in(message) == 20.5 * 2**30
+    assert memory_in("INTERNAL: something else") is None
