@@ -138,7 +138,9 @@ def test_a_latent_shape_that_does_not_fit_leaves_the_work_directory_free(tmp_pat
     wrong = dataclasses.replace(
         settings, transformer=dataclasses.replace(settings.transformer, latent_shape=(5, 16, 16))
     )
-    with pytest.raises(ConfigError, match=r"'latents' has rows of shape \(5, 8, 8, 8\).* expects \(5, 16, 16, 8\)"):
+    with pytest.raises(
+        ConfigError, match=r"are of 5x8x8 with 8 channels, but the model is for 5x16x16 .*latent_shape=5,8,8"
+    ):
         experiment.train(to_config_dict(wrong), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

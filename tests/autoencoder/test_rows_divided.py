@@ -39,7 +39,13 @@ def on_one_device():
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"data": 8}, {"data": 2, "context": 4}, {"data": 2, "fsdp": 2, "context": 2}], ids=str
+    "sizes",
+    [
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        {"data": 2, "fsdp": 2, "context": 2},
+        pytest.param({"data": 2, "context": 4}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_loss_and_gradients_are_those_of_one_device(sizes, on_one_device):
     function, (params, extra, video), (loss, gradients) = on_one_device
