@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
             print("no rematerialisation, mesh or accumulation makes it fit; take a larger topology")
         else:
             flags, plan = found
+            plan = dataclasses.replace(plan, changes=tuple(flags))
             print(f"it fits with {' '.join(flags)}:")
             print("\n".join(describe(plan, *rows_and_steps(experiment))))
     if output:

@@ -97,7 +97,7 @@ def test_scalars_are_told_or_not(batch, drawn):
 
 
 def test_low_resolution_is_noised_to_the_time_that_is_told(batch, drawn):
-    t, dropped = drawn.scalars["low_resolution_time"], np.isnan(drawn.scalars["low_resolution_time"])
+    t, dropped = drawn.scalars["low_resolution_time"], drawn.scalars["low_resolution_time"] == 1
     assert dropped[VIDEOS].mean() == pytest.approx(0.25, abs=0.03) == dropped[IMAGES].mean()
     assert np.all(dropped[VIDEOS] == dropped[VIDEOS, :1]) and np.all(drawn.low_resolution[dropped] == 0)
     t = np.where(dropped, 0.15, t)

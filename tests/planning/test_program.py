@@ -19,6 +19,12 @@ TEXT = """HloModule jit_step, is_scheduled=true
   ROOT %exp.1 = f32[8]{0} exponential(%param_0), CYCLES999
 }
 
+%all-reduce-scatter.1 (input: f32[8]) -> f32[2] {
+  %input = f32[8]{0} parameter(0)
+  %all-reduce.9 = f32[8]{0} all-reduce(%input), replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
+  ROOT %slice.9 = f32[2]{0} dynamic-slice(%all-reduce.9)
+}
+
 %body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0}) parameter(0)
   %x = f32[8]{0} get-tuple-element(%p), index=1
@@ -38,8 +44,9 @@ ENTRY %main.1 (a: f32[8]) -> f32[8] {
   %a = f32[8]{0} parameter(0)
   %copy.1 = f32[8]{0} copy(%a), CYCLES7
   %while.1 = (s32[], f32[8]{0}) while(%copy.1), condition=%condition.1, body=%body.1
-  %all-reduce-start.1 = (f32[10]{0}, f32[10]{0}) all-reduce-start(%a), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %all-reduce-start.1 = (f32[4]{0}, f32[6]{0}) all-reduce-start(%a), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %all-reduce-done.1 = f32[10]{0} all-reduce-done(%all-reduce-start.1)
+  %scattered.1 = f32[2]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
   %dot.1 = f32[8]{0} fusion(%a), kind=kOutput, calls=%fused_computation.1, metadata={op_name="jit(transpose(jvp(mlp))/dot_general"}, CYCLES50
   ROOT %r = f32[8]{0} get-tuple-element(%while.1), index=1
 }
@@ -60,6 +67,7 @@ def test_collectives_have_their_axes_and_bytes():
     assert parse_program(TEXT).collectives(mesh) == [
         Collective("all-gather", "data", 26 * 64 * 32 * 2 * 3 / 4, 26),
         Collective("all-reduce", "data+fsdp", 2 * 40 * 7 / 8, 1),
+        Collective("reduce-scatter", "data", 32 * 3 / 4, 1),
     ]
 
 

@@ -74,7 +74,7 @@ def draw_conditions(
         rate = diffusion.low_resolution_dropout
         dropped = _per_frame(of(4), is_image, lambda k, n: jax.random.bernoulli(k, rate, (n,)))(times.shape[1])
         low_resolution = jnp.where(over_frames(dropped, low_resolution) > 0, 0.0, low_resolution)
-        scalars["low_resolution_time"] = jnp.where(dropped, jnp.nan, times)
+        scalars["low_resolution_time"] = jnp.where(dropped, 1.0, times)  # nothing of it is left
     return Conditions(None, label, known, mask, low_resolution, scalars)
 
 

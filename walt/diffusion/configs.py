@@ -48,7 +48,7 @@ class DiffusionConfig:
       scalar_dropout: the same of each number the model is told.
       known_rate: probability, per video, of training with its first latent frames known; of a model with a canvas.
       known_frames: how many they are, each as often: 1 is image to video, 2 is prediction.
-      low_resolution_dropout: probability, per video and still, of training without low resolution: zeros, and their time untold.
+      low_resolution_dropout: probability, per video and still, of training without low resolution: zeros, at time 1.
       low_resolution_max_time: noise on low-resolution latents is drawn at times up to this one.
       class_names: what the classes are called, in the order of their labels; filled in from the data when training starts.
       caption_length: tokens per caption, padded or cut, in training and in sampling.

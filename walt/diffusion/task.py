@@ -167,6 +167,9 @@ class DiffusionTask:
             frozen = self.denoiser.bind(jax.lax.stop_gradient(params), extra)
             value = frozen(seen, time, previous_x0, is_image=is_image, conditions=jax.lax.stop_gradient(conditions))
             estimate, _ = parameterisation.to_x0_and_noise(self.diffusion.prediction, value, x_t, alpha, sigma)
+            if conditions.known is not None and conditions.known_mask is not None:
+                # As in sampling, which holds what is known; no loss makes the network's own estimate right there.
+                estimate = jnp.where(conditions.known_mask > 0, conditions.known, estimate)
             used = jax.vmap(lambda k: jax.random.bernoulli(k, self.diffusion.self_conditioning_rate))(self_keys)
             previous_x0 = jnp.where(used[:, None, None, None, None], estimate, previous_x0)
         value = denoiser(seen, time, previous_x0, is_image=is_image, conditions=conditions)

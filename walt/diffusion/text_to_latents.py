@@ -48,11 +48,17 @@ def text_to_latents(
     strength = sampler.guidance if strength is None else strength
     schedule, frames = diffusion.make_schedule(shape), shape[0]
     given = Conditions() if given is None else given
+    held = None if given.known is None or given.known_mask is None else (given.known, given.known_mask)
 
     def denoise(x_t: Array, t: Array, previous_x0: Array, conditions: Conditions) -> Array:
         seen, time = network_inputs(schedule, x_t, t)
         if diffusion.self_conditioning_rate == 0:  # never trained, whether or not there are channels for it
             previous_x0 = jnp.zeros_like(previous_x0)
+        if held is not None and conditions.known_mask is not None:
+            # The branch that is shown no known frames must not see them in the last estimate either.
+            copies = x_t.shape[0] // held[1].shape[0]
+            hidden = (jnp.concatenate([held[1]] * copies) > 0) & (conditions.known_mask == 0)
+            previous_x0 = jnp.where(hidden, 0.0, previous_x0)
         return denoiser(seen, time, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), conditions=conditions)
 
     conditional = given if prompts is None else _prompted(denoiser, given, prompts, frames, drop=False)
@@ -62,13 +68,10 @@ def text_to_latents(
         null = _prompted(denoiser, given, prompts if negative is None else negative, frames, drop=negative is None)
         branches.insert(0, null)
         scales.insert(0, guidance.scale_over_time(sampler, strength))
-    held = None
-    if given.known is not None and given.known_mask is not None:
-        held = given.known, given.known_mask
-        if sampler.known_guidance != 1:
-            nothing = jax.tree.map(jnp.zeros_like, held)
-            branches.insert(0, branches[0]._replace(known=nothing[0], known_mask=nothing[1]))
-            scales.insert(0, guidance.scale_over_time(sampler, sampler.known_guidance))
+    if held is not None and sampler.known_guidance != 1:
+        nothing, nowhere = jax.tree.map(jnp.zeros_like, held)
+        branches.insert(0, branches[0]._replace(known=nothing, known_mask=nowhere))
+        scales.insert(0, guidance.scale_over_time(sampler, sampler.known_guidance))
     if scales:
         counted = given.counted()
         step = guidance.guided(denoise, branches, scales, rescale=sampler.guidance_rescale, counted=counted)

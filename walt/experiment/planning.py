@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from walt.autoencoder.task import AutoencoderTask
 from walt.config import ConfigError
 from walt.experiment.config import DiffusionExperiment, ExperimentConfig
+from walt.experiment.stage1 import check_rows
 from walt.experiment.stage2 import diffusion_task
 from walt.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
 from walt.parallel.rules import ParameterAxes
@@ -25,6 +26,7 @@ from walt.training.step import make_train_step
 from walt.training.task import Task
 from walt.transformer.sharding import PARAMETER_AXES, check_mesh
 
+PREPARED = "captions are embedded beforehand (walt prepare text): the frozen text encoder is no part of the step"
 KINDS: Mapping[str, str] = {  # of the first that an operation's origin matches
     r"optimizer": "optimizer",
     r"text_encoder": "text encoder",
@@ -45,6 +47,7 @@ def plan_training(experiment: ExperimentConfig, topology: Topology) -> Plan:
     mesh = make_mesh(experiment.training.mesh, devices)
     task, axes = _task(experiment, mesh)
     lowered = lower_train_step(experiment, task, axes, mesh)
+    frozen = isinstance(experiment, DiffusionExperiment) and experiment.text_encoder_path is not None
     return make_plan(
         lowered,
         what="train step",
@@ -52,6 +55,7 @@ def plan_training(experiment: ExperimentConfig, topology: Topology) -> Plan:
         mesh=dict(mesh.shape),
         model_flops=task.row_cost().flops * experiment.data.batch_size,
         kinds=KINDS,
+        assumptions=(PREPARED,) if frozen else (),
     )
 
 
@@ -71,7 +75,9 @@ def _task(experiment: ExperimentConfig, mesh: Mesh) -> tuple[Task, ParameterAxes
         ), PARAMETER_AXES
     if mesh.shape["tensor"] > 1:
         raise ConfigError("mesh.tensor must be 1 for an autoencoder, which divides nothing along it")
-    if experiment.clip_size is None:
+    if experiment.clip_size is not None:
+        check_rows(experiment.autoencoder, experiment.clip_size[1], mesh.shape["context"])
+    else:
         raise ConfigError("clip_size must be set to plan an autoencoder: frames, height and width of its clips")
     return AutoencoderTask(experiment.autoencoder, experiment.loss, experiment.clip_size), ()
 
@@ -100,10 +106,14 @@ def changes_that_save_memory(
         yield "--config.transformer.remat=full", experiment
     training = experiment.training
     whole = mesh["data"] * mesh["fsdp"]
-    if mesh["data"] > 1:
-        spread = dataclasses.replace(training.mesh, data=1, fsdp=whole)
-        training = dataclasses.replace(training, mesh=spread)
-        yield f"--config.training.mesh.data=1 --config.training.mesh.fsdp={whole}", _with(experiment, training)
+    width = experiment.transformer.width if isinstance(experiment, DiffusionExperiment) else whole
+    fsdp = max(n for n in range(1, whole + 1) if whole % n == 0 and width % n == 0)
+    if fsdp > mesh["fsdp"]:
+        training = dataclasses.replace(training, mesh=dataclasses.replace(training.mesh, data=whole // fsdp, fsdp=fsdp))
+        yield (
+            f"--config.training.mesh.data={whole // fsdp} --config.training.mesh.fsdp={fsdp}",
+            _with(experiment, training),
+        )
     shards = math.prod(mesh[axis] for axis in ("slice", "data", "fsdp"))
     parts = training.accumulation * 2
     while experiment.data.batch_size % (parts * shards) == 0:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.perceptual import PerceptualDistance
 from walt.autoencoder.task import CRITIC, GENERATOR, AutoencoderTask, latent_statistics
 from walt.config import ConfigError, to_config_dict
@@ -41,6 +42,8 @@ def train_autoencoder(
     With a frozen encoder the statistics of the bundle it came from stay as they are.
     """
     task, frozen = autoencoder_task(experiment), experiment.loss.freeze_encoder
+    context = experiment.training.mesh.resolve(len(devices or jax.devices()))["context"]
+    check_rows(experiment.autoencoder, clip_loader(experiment.data).manifest.shapes["clip"][1], context)
     initial = Initial()
     if experiment.init_from is not None and latest_step(workdir) is None:  # before anything is written
         params = initial_weights(experiment.init_from, {"autoencoder": task.model.abstract_params})["autoencoder"]
@@ -76,6 +79,15 @@ def train_autoencoder(
         profile=profile,
         devices=devices,
     )
+
+
+def check_rows(config: AutoencoderConfig, height: int, devices: int) -> None:
+    """Raises `ConfigError` unless the rows of every level, of frames of this height, divide over so many devices."""
+    rows = height // config.space_factor
+    if rows % devices:
+        raise ConfigError(
+            f"mesh.context is {devices}, which does not divide the {rows} rows of latents of frames of {height} pixels"
+        )
 
 
 def autoencoder_task(experiment: AutoencoderExperiment) -> AutoencoderTask:

@@ -162,6 +162,8 @@ class Pipeline:
         prompts = self._check_prompts(prompt, first_frames, low_resolution)
         if negative_prompt is not None and prompt is None:
             raise GenerationError("negative_prompt is for a model that reads prompts")
+        if prompt is None and guidance not in (None, 1):
+            raise GenerationError("guidance is for a model that reads prompts")
         small = self._check_low_resolution(low_resolution, len(prompts))
         first = self._check_first_frames(first_frames, len(prompts))
         scalars = self._check_scalars(fps=fps, motion=motion)
@@ -241,7 +243,7 @@ class Pipeline:
     def _videos(
         self, prompts: Any, keys: Any, sampler: SamplerConfig, negative: Any, given: Given, frames: int
     ) -> np.ndarray:
-        if sampler.guidance == 1:
+        if sampler.guidance == 1 or prompts is None:
             strength, negative = None, None
         else:
             # Traced, so that another strength needs no compilation.

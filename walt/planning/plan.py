@@ -31,11 +31,13 @@ class Plan:
     Attributes:
       what: the program.
       fits: whether it compiles within the memory of a device.
+      hbm_limit_bytes: as published; the compiler, which decides whether it fits, has a little more or less.
       peak_bytes: arguments, results that are no arguments, temporaries and code together; of a program that does not fit what the compiler says
         it would need.
       model_flops: of all devices together in one run: products of the algorithm, no recomputation.
       xla_flops: what XLA counts, loops as often as they run not included.
       estimated_step_seconds: cycles at the clock, and collectives.
+      changes: flags with which this is a plan of the config that was asked for.
       estimated_mfu: model FLOPs per second over the peak of all chips.
     """
 
@@ -60,7 +62,8 @@ class Plan:
     unmodelled: tuple[str, ...]
     compile_seconds: float
     versions: Mapping[str, str]
-    assumptions: tuple[str, ...] = ASSUMPTIONS
+    assumptions: tuple[str, ...]
+    changes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Indented, with a final newline."""
@@ -75,6 +78,7 @@ def make_plan(
     mesh: Mapping[str, int],
     model_flops: float,
     kinds: Mapping[str, str],
+    assumptions: tuple[str, ...] = (),
 ) -> Plan:
     """Compiles a program lowered for the devices of `topology` and reads what it needs.
 
@@ -83,6 +87,7 @@ def make_plan(
       mesh: sizes of its axes, the devices in order.
       model_flops: of one run, over all devices.
       kinds: pattern of an operation's origin -> kind of work.
+      assumptions: of the program, beside those of every plan.
     """
     began = time.monotonic()
     generation = topology.generation
@@ -96,6 +101,7 @@ def make_plan(
         "mesh": dict(mesh),
         "hbm_limit_bytes": limit,
         "model_flops": model_flops,
+        "assumptions": (*ASSUMPTIONS, *assumptions),
         "versions": {name: _version(name) for name in ("jax", "libtpu")},
     }
     try:
@@ -129,7 +135,7 @@ def make_plan(
     peak_flops = generation.peak_flops / generation.devices_per_chip * devices
     return Plan(
         **common,
-        fits=peak <= limit,
+        fits=True,
         peak_bytes=peak,
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
@@ -209,6 +215,7 @@ def describe(plan: Plan, rows: int, steps: int) -> list[str]:
     if steps:
         hours = step * steps / 3600
         lines.append(f"  schedule    {steps:,} steps: {hours / 24:.1f} days, {hours * plan.chips:,.0f} chip hours")
+    lines += [f"  note: {line}" for line in plan.assumptions[len(ASSUMPTIONS) :]]
     lines.append(
         f"  compiled in {plan.compile_seconds:.0f} s; {', '.join(f'{n} {v}' for n, v in plan.versions.items())}"
     )

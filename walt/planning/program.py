@@ -135,10 +135,13 @@ class Program:
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in COLLECTIVES or instruction.opcode.endswith("-done"):
                     continue
-                members = group(instruction.text, math.prod(mesh.values()))
+                members, result = group(instruction.text, math.prod(mesh.values())), result_bytes(instruction)
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                    # How TPUs' compiler writes a reduce-scatter: the sum of the whole, of which the fusion keeps a slice.
+                    kind, result = "reduce-scatter", result / len(members)
                 key = kind, axes_of(members, mesh)
                 before = found.get(key, Collective(*key, 0.0, 0))
-                moved = times * traffic(kind, result_bytes(instruction), len(members))
+                moved = times * traffic(kind, result, len(members))
                 found[key] = replace(before, bytes=before.bytes + moved, count=before.count + round(times))
         return sorted(found.values(), key=lambda each: -each.bytes)
 
@@ -180,12 +183,14 @@ def _kind(instruction: Instruction, kind_of: Mapping[str, str]) -> str:
 
 
 def result_bytes(instruction: Instruction) -> float:
-    """Of the largest array of a collective's result, on one device: a start's result holds its input as well."""
+    """Of a collective's result on one device; that of a start holds its inputs as well (but of an all-reduce), before its outputs."""
     sizes = [
         math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(dtype, 4)
         for dtype, shape in _ARRAY.findall(instruction.result)
     ]
-    if instruction.opcode.endswith("-start"):
+    if instruction.opcode == "all-gather-start":
+        return sum(sizes[len(sizes) // 2 :])
+    if instruction.opcode == "collective-permute-start":
         return max(sizes, default=0)
     return sum(sizes)
 

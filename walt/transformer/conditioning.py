@@ -30,20 +30,24 @@ def sinusoidal_features(
 
 
 class ScalarEmbedding(nnx.Module):
-    """A number per frame as a vector, through sinusoid and MLP; a learned vector where it is not told (NaN)."""
+    """A number per frame as a vector, through sinusoid and MLP; a learned vector where it is not told (NaN).
+
+    The time of noise on low-resolution latents is always told.
+    """
 
     def __init__(self, name: str, config: TransformerConfig, rngs: nnx.Rngs):
         width, dtype = config.width, config.wide_dtype
         self.factor = SCALARS[name]
         self.inner = Linear(TIMESTEP_FEATURES, width, rngs, dtype=dtype, initializer=small_normal)
         self.outer = Linear(width, width, rngs, dtype=dtype, initializer=small_normal)
-        self.untold = nnx.Param(small_normal(rngs.params(), (width,), jnp.float32))
+        optional = name != "low_resolution_time"
+        self.untold = nnx.Param(small_normal(rngs.params(), (width,), jnp.float32)) if optional else None
 
     def __call__(self, value: Float[Array, "B F"]) -> Float[Array, "B F d"]:
         told = ~jnp.isnan(value)
         features = sinusoidal_features(jnp.where(told, value, 0.0) * self.factor)
         vector = self.outer(jax.nn.silu(self.inner(features)))
-        return jnp.where(told[..., None], vector, self.untold[...])
+        return vector if self.untold is None else jnp.where(told[..., None], vector, self.untold[...])
 
 
 class Conditioning(nnx.Module):
