@@ -39,12 +39,13 @@ def main(argv: Sequence[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax looks for the TPU that libtpu promises
 
     from walt.experiment import parse
-    from walt.experiment.planning import fitting, plan_training, rows_and_steps
+    from walt.experiment.planning import fitting, plan_training
     from walt.planning.plan import describe
 
     experiment = parse(config)
+    schedule = experiment.data.batch_size, experiment.training.num_steps
     plan = plan_training(experiment, topology)
-    print("\n".join(describe(plan, *rows_and_steps(experiment))))
+    print("\n".join(describe(plan, *schedule)))
     if not plan.fits:
         found = fitting(experiment, topology, plan)
         if found is None:
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
             flags, plan = found
             plan = dataclasses.replace(plan, changes=tuple(flags))
             print(f"it fits with {' '.join(flags)}:")
-            print("\n".join(describe(plan, *rows_and_steps(experiment))))
+            print("\n".join(describe(plan, *schedule)))
     if output:
         output.write_text(plan.to_json(), encoding="utf-8")
         print(f"Plan: {output}")

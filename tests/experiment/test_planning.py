@@ -7,8 +7,9 @@ import pytest
 
 from walt import plan as command_plan
 from walt.config import ConfigError, apply_overrides, load
-from walt.experiment import parse
+from walt.experiment import parse, planning
 from walt.experiment.planning import changes_that_save_memory, plan_training
+from walt.parallel.mesh import make_mesh
 from walt.planning.plan import memory_in
 from walt.planning.topology import Topology, parse_topology
 
@@ -46,6 +47,19 @@ def test_a_plan_has_memory_flops_and_collectives_and_is_printed_and_written(here
     assert any(kind in ("all-reduce", "reduce-scatter") for kind, _ in axes)  # of gradients
     names = "xla_flops temp_bytes model_flops estimated_cycles cycles_by_kind estimated_step_seconds estimated_mfu compile_seconds topology"
     assert set(names.split()) <= set(plan)
+
+
+def test_the_critic_and_the_perceptual_network_are_in_the_step_of_an_autoencoder(here):
+    """Lowered, not compiled: that takes minutes."""
+    experiment = experiment_of(
+        "autoencoder/ucf101:mini", **{"training.mesh.data": "1", "training.mesh.fsdp": "8", "clip_size": "17,64,64"}
+    )
+    mesh = make_mesh(experiment.training.mesh, jax.devices())
+    task, axes = planning._task(experiment, mesh)
+    assert set(planning.lower_train_step(experiment, task, axes, mesh).in_avals[0][0].params) == {
+        "generator",
+        "discriminator",
+    }
 
 
 @pytest.mark.parametrize(

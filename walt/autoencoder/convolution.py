@@ -39,12 +39,17 @@ def plain(x: Array, kernel: Array, strides: Size3) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
 
 
-def planes(x: Array, kernel: Array, strides: Size3, plane: Plane | None = None) -> Array:
+def _plane(x: Array, kernel: Array, strides: Size2, spare_rows: int = 0) -> Array:
+    padding = ((0, spare_rows), (0, 0))
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def planes(x: Array, kernel: Array, strides: Size3, plane: Plane = _plane) -> Array:
     """One 2D convolution per temporal tap, of all the frames that it sees."""
     taps, total = kernel.shape[0], jnp.zeros((), x.dtype)
     for tap in range(taps):
         seen = _every(x, 1, tap, taps, strides[0])
-        convolved = (plane or _plane)(seen.reshape(-1, *x.shape[2:]), kernel[tap], strides[1:])
+        convolved = plane(seen.reshape(-1, *x.shape[2:]), kernel[tap], strides[1:])
         total = total + convolved.reshape(*seen.shape[:2], *convolved.shape[1:])
     return total
 
@@ -53,11 +58,6 @@ def planes_on_cpu(x: Array, kernel: Array, strides: Size3) -> Array:
     """`planes`, each in the form that XLA's CPU runs fastest; with it they win all three passes of nearly every shape, against XLA's 3D convolution
     and against products of gathered neighbours, so that a CPU needs no table (`bench_autoencoder.py --passes`)."""
     return planes(x, kernel, strides, _plane_on_cpu)
-
-
-def _plane(x: Array, kernel: Array, strides: Size2, spare_rows: int = 0) -> Array:
-    padding = ((0, spare_rows), (0, 0))
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _plane_on_cpu(x: Array, kernel: Array, strides: Size2) -> Array:

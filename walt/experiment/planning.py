@@ -1,4 +1,4 @@
-"""Plans of an experiment's programs for a TPU pod: the very train step, sampler or autoencoder, lowered from shapes for devices that are not there."""
+"""Plans of an experiment for a TPU pod: its train step, the very one of the loop, lowered from shapes for devices that are not there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from walt.autoencoder.task import AutoencoderTask
 from walt.config import ConfigError
 from walt.experiment.config import DiffusionExperiment, ExperimentConfig
-from walt.experiment.stage1 import check_rows
+from walt.experiment.stage1 import check_rows, task_for
 from walt.experiment.stage2 import diffusion_task
 from walt.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
 from walt.parallel.rules import ParameterAxes
@@ -75,11 +74,10 @@ def _task(experiment: ExperimentConfig, mesh: Mesh) -> tuple[Task, ParameterAxes
         ), PARAMETER_AXES
     if mesh.shape["tensor"] > 1:
         raise ConfigError("mesh.tensor must be 1 for an autoencoder, which divides nothing along it")
-    if experiment.clip_size is not None:
-        check_rows(experiment.autoencoder, experiment.clip_size[1], mesh.shape["context"])
-    else:
+    if experiment.clip_size is None:
         raise ConfigError("clip_size must be set to plan an autoencoder: frames, height and width of its clips")
-    return AutoencoderTask(experiment.autoencoder, experiment.loss, experiment.clip_size), ()
+    check_rows(experiment.autoencoder, experiment.clip_size[1], mesh.shape["context"])
+    return task_for(experiment, experiment.clip_size), ()
 
 
 def lower_train_step(experiment: ExperimentConfig, task: Task, axes: ParameterAxes, mesh: Mesh) -> Any:
@@ -137,8 +135,3 @@ def fitting(experiment: ExperimentConfig, topology: Topology, plan: Plan) -> tup
         if found.fits:
             return flags, found
     return None
-
-
-def rows_and_steps(experiment: ExperimentConfig) -> tuple[int, int]:
-    """Rows of a batch and steps of the schedule."""
-    return experiment.data.batch_size, experiment.training.num_steps

@@ -99,9 +99,14 @@ def autoencoder_task(experiment: AutoencoderExperiment) -> AutoencoderTask:
             f"this config is for clips of {wanted}, but those in {experiment.data.path} are {frames}x{height}x{width}; prepare such "
             "clips, or say --config.clip_size=None to train on these"
         )
+    return task_for(experiment, (frames, height, width))
+
+
+def task_for(experiment: AutoencoderExperiment, clip_size: tuple[int, int, int]) -> AutoencoderTask:
+    """The task for clips of some frames, height and width."""
     chosen = experiment.loss.perceptual
     perceptual = None if chosen is None else PerceptualDistance.load(config=chosen)
-    return AutoencoderTask(experiment.autoencoder, experiment.loss, (frames, height, width), perceptual)
+    return AutoencoderTask(experiment.autoencoder, experiment.loss, clip_size, perceptual)
 
 
 def clip_loader(config: LoaderConfig) -> ClipLoader:
