@@ -1,6 +1,7 @@
 """Reading compiled programs: loops, fusions, collectives and their groups, on texts written by hand and on programs compiled here."""
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from walt.parallel.config import MeshConfig
 from walt.parallel.mesh import make_mesh
-from walt.planning.program import Collective, axes_of, group, parse_program, traffic
+from walt.planning.plan import kernel_cycles
+from walt.planning.program import Collective, Kernel, axes_of, group, parse_program, traffic
+from walt.planning.topology import GENERATIONS
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -59,7 +62,7 @@ def test_cycles_count_loops_as_often_as_they_run_and_fusions_once():
     program = parse_program(TEXT)
     assert program.entry == "main.1" and program.runs() == {"main.1": 1, "body.1": 26, "condition.1": 26}
     assert program.cycles(KINDS) == {"attention": 2600, "MLP": 50, "data movement": 7}
-    assert program.custom_calls() == {}
+    assert program.kernels() == []
 
 
 def test_collectives_have_their_axes_and_bytes():
@@ -69,6 +72,23 @@ def test_collectives_have_their_axes_and_bytes():
         Collective("all-reduce", "data+fsdp", 2 * 40 * 7 / 8, 1),
         Collective("reduce-scatter", "data", 32 * 3 / 4, 1),
     ]
+
+
+def test_kernels_say_what_they_cost_or_have_no_cost():
+    call = (
+        '%k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/attention/k"}'
+    )
+    cost = ', backend_config={"custom_call_config":{"cost_estimate":{"flops":"70","transcendentals":"1","bytes_accessed":"9"}}}'
+    text = TEXT.replace("  ROOT %t = (", f"  {call}{cost}\n  ROOT %t = (").replace(
+        "  ROOT %r = ", f"  {call}\n  ROOT %r = "
+    )
+    inside, outside = parse_program(text).kernels()[::-1]
+    assert inside == Kernel("jit(f)/attention/k", 26, 70, 9) and outside == Kernel("jit(f)/attention/k", 1, None, None)
+    generation = GENERATIONS["v5p"]
+    assert kernel_cycles(outside, generation) is None
+    # By its products, at the efficiency that is assumed, and by its bytes.
+    assert kernel_cycles(inside, generation) == pytest.approx(26 * 70 / (0.14 * 459e12) * 1.75e9)
+    assert kernel_cycles(replace(inside, bytes=9e9), generation) == pytest.approx(26 * 9e9 / 2765e9 * 1.75e9)
 
 
 def test_a_loop_of_unknown_length_is_said_so():

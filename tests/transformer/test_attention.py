@@ -158,7 +158,12 @@ def test_heads_in_groups_are_heads_at_once_with_gradients(monkeypatch, scores, m
         return jnp.einsum("bwhqk,bwkhd->bwqhd", jax.nn.softmax(scores), value)
 
     def ours(query, key, value, bias):
-        return attention.attend(query, key, value, bias=bias, mask=mask)
+        query, key, value = (x.reshape(*x.shape[:3], -1) for x in (query, key, value))
+        flags = None if mask is None else mask[:, :, None].astype(jnp.int32)
+        none = jnp.zeros((1, 24))
+        shared = attention.Shared((none, none, none), none + 1, bias)
+        tokens = attention.Tokens(query, (key,), (value,), flags)
+        return attention.attend(tokens, shared, heads=6).reshape(2, 3, 6, 6, 4)
 
     found, expected = (
         jax.jit(lambda *inputs, f=f: (f(*inputs), jax.vjp(f, *inputs)[1](cotangent)))(query, key, value, bias)

@@ -13,12 +13,16 @@ from typing import Any
 
 import jax
 
-from walt.planning.program import Collective, parse_program
-from walt.planning.topology import DCN_BANDWIDTH, Topology
+from walt.planning.program import Collective, Kernel, kind, parse_program
+from walt.planning.topology import DCN_BANDWIDTH, Generation, Topology
+
+KERNEL_EFFICIENCY = 0.14
+"""Of peak: what XLA's own attention within windows reaches where it is best, and no better."""
 
 ASSUMPTIONS = (
     "compiler estimates, not a measurement: cycles that XLA's cost model gives each operation, at the clock of the cores",
     "loops count as often as they run; of branches the dearest",
+    f"a kernel of our own takes the longer of its products at {KERNEL_EFFICIENCY} of peak and its bytes at the bandwidth of memory",
     "collectives move their bytes around a ring at the published bandwidth of a chip, and between slices at 6.25 GB/s a chip",
     "no collective is taken to overlap with computation",
 )
@@ -120,7 +124,13 @@ def make_plan(
             compile_seconds=time.monotonic() - began,
         )
     memory, program = compiled.memory_analysis(), parse_program(compiled.as_text())
-    by_kind, unmodelled = program.cycles(kinds), tuple(program.custom_calls())
+    by_kind, unmodelled = program.cycles(kinds), []
+    for kernel in program.kernels():
+        if (cycles := kernel_cycles(kernel, generation)) is None:
+            unmodelled.append(kernel.op_name)
+        else:
+            name = kind(kernel.op_name, kinds) or "other"
+            by_kind[name] = by_kind.get(name, 0.0) + cycles
     cycles = sum(by_kind.values())
     collectives = tuple(program.collectives(mesh))
     talking = sum(seconds(each, topology) for each in collectives)
@@ -146,7 +156,7 @@ def make_plan(
         estimated_collective_seconds=talking,
         estimated_step_seconds=None if unmodelled else step,
         estimated_mfu=None if unmodelled else model_flops / step / peak_flops,
-        unmodelled=unmodelled,
+        unmodelled=tuple(unmodelled),
         compile_seconds=time.monotonic() - began,
     )
 
@@ -167,6 +177,16 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "absent"
+
+
+def kernel_cycles(kernel: Kernel, generation: Generation) -> float | None:
+    """Of all its runs in one run of the program; None if it does not say what it costs."""
+    if kernel.flops is None or kernel.bytes is None:
+        return None
+    per_device = generation.devices_per_chip
+    computing = kernel.flops / (KERNEL_EFFICIENCY * generation.peak_flops / per_device)
+    moving = kernel.bytes / (generation.hbm_bandwidth / per_device)
+    return kernel.runs * max(computing, moving) * generation.clock
 
 
 def seconds(collective: Collective, topology: Topology) -> float:

@@ -64,6 +64,22 @@ class Collective:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """A kernel in a program.
+
+    Attributes:
+      op_name: where in the source it comes from.
+      runs: in one run of the program.
+      flops, bytes: of one run of the kernel on one device, as its author says; None if it does not say.
+    """
+
+    op_name: str
+    runs: float
+    flops: float | None
+    bytes: float | None
+
+
+@dataclass(frozen=True)
 class Program:
     """A compiled program by computation; `entry` is where it starts."""
 
@@ -118,14 +134,14 @@ class Program:
                     total[_kind(instruction, kind_of)] += times * instruction.cycles
         return dict(total)
 
-    def custom_calls(self) -> dict[str, float]:
-        """Kernels that are no part of XLA, which it has no estimate of: target -> runs."""
-        found: dict[str, float] = defaultdict(float)
-        for name, times in self.runs().items():
-            for instruction in self.computations.get(name, ()):
-                if 'custom_call_target="tpu_custom_call"' in instruction.text:
-                    found[instruction.op_name or instruction.name] += times
-        return dict(found)
+    def kernels(self) -> list[Kernel]:
+        """Kernels that are no part of XLA, which has no estimate of their cycles."""
+        return [
+            Kernel(instruction.op_name or instruction.name, times, *_cost(instruction.text))
+            for name, times in self.runs().items()
+            for instruction in self.computations.get(name, ())
+            if 'custom_call_target="tpu_custom_call"' in instruction.text
+        ]
 
     def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
         """What devices send each other, by kind and by axes of a mesh of these sizes (its devices in order), the largest first."""
@@ -175,11 +191,20 @@ def parse_program(text: str) -> Program:
     return Program(computations, entry)
 
 
+def kind(op_name: str, kind_of: Mapping[str, str]) -> str | None:
+    """Of the first pattern of `kind_of` that an origin matches."""
+    return next((found for pattern, found in kind_of.items() if re.search(pattern, op_name)), None)
+
+
 def _kind(instruction: Instruction, kind_of: Mapping[str, str]) -> str:
-    for pattern, kind in kind_of.items():
-        if re.search(pattern, instruction.op_name):
-            return kind
-    return "data movement" if re.match(r"copy|transpose|bitcast|reshape|slice|concat", instruction.name) else "other"
+    moves = re.match(r"copy|transpose|bitcast|reshape|slice|concat", instruction.name)
+    return kind(instruction.op_name, kind_of) or ("data movement" if moves else "other")
+
+
+def _cost(text: str) -> tuple[float | None, float | None]:
+    """FLOPs and bytes that the text of a kernel says."""
+    found = re.search(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', text)
+    return (float(found[1]), float(found[2])) if found else (None, None)
 
 
 def result_bytes(instruction: Instruction) -> float:

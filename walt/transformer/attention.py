@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from walt.parallel.activations import axis_size, constrain
+from walt.parallel.activations import axis_size, constrain, on_each_device
 from walt.transformer.config import Size3, TransformerConfig
 from walt.transformer.layers import Initializer, Linear, NormScale, at_least_float32, head_norm, xavier, zeros
+from walt.transformer.window_kernel import Shared, Tokens, attend_in_windows, supports
 from walt.transformer.windows import RelativePositionBias, Windows
 
 SCORES_IN_CACHE = (
@@ -18,24 +22,62 @@ SCORES_IN_CACHE = (
 
 
 def attend(
-    query: Float[Array, "B W q heads d"],
-    key: Float[Array, "B W k heads d"],
-    value: Float[Array, "B W k heads d"],
-    *,
-    bias: Float[Array, "heads q k"] | None = None,
-    mask: Bool[Array, "#B W k"] | None = None,
-) -> Float[Array, "B W q heads d"]:
-    """Dense attention inside every window; `query` is already scaled.
+    tokens: Tokens, shared: Shared, *, heads: int, norm: bool = False, windows: Windows | None = None
+) -> Float[Array, "B W n d"]:
+    """Dense attention inside every window of every row; `windows` says what is divided over the devices of a mesh.
 
-    `bias` is added to the scores, `mask` (True = may be seen) hides keys. Scores and softmax are at least float32.
+    With `norm`, queries and keys are normalised per head. Norms, scores and softmax are at least float32.
     """
-    mixed = jax.lax.platform_dependent(
-        *(jnp.moveaxis(x, -2, 0) for x in (query, key, value)), bias, mask, cpu=_attend_by_groups, default=_attend
+    by_head = partial(_attend_by_head, heads=heads, norm=norm)
+    on_tpu = partial(_attend_on_tpu, heads=heads, norm=norm, windows=windows)
+    return jax.lax.platform_dependent(
+        tokens, shared, cpu=partial(by_head, mix=_mix_in_groups), tpu=on_tpu, default=by_head
     )
-    return jnp.moveaxis(mixed, 0, -2)
 
 
-def _attend(
+def _attend_on_tpu(tokens: Tokens, shared: Shared, *, heads: int, norm: bool, windows: Windows | None) -> Array:
+    """In the kernel where a core's memory holds a window with its scores, on each device for its own rows, windows and heads."""
+    tensor = axis_size("heads")
+    by = None if windows is None else windows.divided_over(axis_size("context"))
+    if not supports(tokens, shared, tensor) or (by == "queries" and tokens.identity is not None):
+        return _attend_by_head(tokens, shared, heads=heads, norm=norm)
+    window, place = ("context" if by == each else None for each in ("windows", "queries"))
+    query, key, per_window = (
+        ("batch", window, place, "heads"),
+        ("batch", window, None, "heads"),
+        ("batch", window, None, None),
+    )
+    vector = (None, "heads")
+
+    def kernel(tokens: Tokens, shared: Shared) -> Array:
+        by_window = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tokens)
+        return attend_in_windows(by_window, shared, heads=heads // tensor, norm=norm).reshape(tokens.query.shape)
+
+    axes = (
+        Tokens._make((query, (key,) * len(tokens.key), (key,) * len(tokens.value), per_window, per_window)),
+        Shared._make(((vector,) * 3, vector, ("heads", place, None))),
+    )
+    return on_each_device(kernel, (tokens, shared), axes, query)
+
+
+def _attend_by_head(
+    tokens: Tokens, shared: Shared, *, heads: int, norm: bool, mix: Callable[..., Array] | None = None
+) -> Array:
+    parts = ((tokens.query,), tokens.key, tokens.value)
+    query, key, value = (
+        jnp.concatenate(part, axis=2) + offset.astype(part[0].dtype)
+        for part, offset in zip(parts, shared.offsets, strict=True)
+    )
+    if norm:
+        query, key = head_norm(query, heads), head_norm(key, heads).astype(key.dtype)
+    query = (at_least_float32(query) * shared.scale).astype(value.dtype)
+    q, k, v = (jnp.moveaxis(x.reshape(*x.shape[:-1], heads, -1), -2, 0) for x in (query, key, value))
+    mask = None if tokens.mask is None else tokens.mask[:, :, 0] > 0
+    mixed = jnp.moveaxis((mix or _mix)(q, k, v, shared.bias, mask), 0, -2).reshape(query.shape)
+    return mixed if tokens.identity is None else jnp.where(tokens.identity[..., :1] > 0, value, mixed)
+
+
+def _mix(
     query: Float[Array, "heads B W q d"],
     key: Float[Array, "heads B W k d"],
     value: Float[Array, "heads B W k d"],
@@ -56,19 +98,19 @@ def _attend(
     return (mixed / weights.astype(wide).sum(-1, keepdims=True)).astype(value.dtype)
 
 
-def _attend_by_groups(query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> Array:
+def _mix_in_groups(query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> Array:
     """As many heads at a time as have scores that stay in a CPU's cache, which the backward pass computes again: at 5x16x16 tokens and width 1024
     full attention takes 0.3 of the time, windows half (`bench_transformer.py --attention`)."""
     heads, batch, windows, queries, _ = query.shape
     fitting = max(1, SCORES_IN_CACHE // (batch * windows * queries * key.shape[-2]))
     group = max(size for size in range(1, heads + 1) if heads % size == 0 and size <= fitting)
     if group == heads:
-        return _attend(query, key, value, bias, mask)
+        return _mix(query, key, value, bias, mask)
 
     @jax.checkpoint
     def attend_group(each: tuple[Array, Array, Array, Array | None]) -> Array:
         query, key, value, bias = each
-        return _attend(query, key, value, bias, mask)
+        return _mix(query, key, value, bias, mask)
 
     grouped = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (query, key, value, bias))
     mixed = jax.lax.map(attend_group, grouped)
@@ -83,10 +125,13 @@ def divided(tokens: Float[Array, "B W n d"], windows: Windows) -> Float[Array, "
     )
 
 
-def whole_windows(x: Float[Array, "B W n heads d"], windows: Windows) -> Float[Array, "B W n heads d"]:
+def whole_windows(x: Float[Array, "B W n d"], windows: Windows) -> Float[Array, "B W n d"]:
     """Keys or values of whole windows: gathered where only queries are divided."""
     by = windows.divided_over(axis_size("context"))
-    return constrain(x, "batch", "context" if by == "windows" else None, None, "heads", None)
+    if by == "queries":
+        # As it was computed first, or the compiler gathers tokens instead, and each device projects all of them.
+        x = constrain(x, "batch", None, "context", "heads")
+    return constrain(x, "batch", "context" if by == "windows" else None, None, "heads")
 
 
 class Attention(nnx.Module):
@@ -102,29 +147,44 @@ class Attention(nnx.Module):
         self.query_norm = NormScale(head_width) if config.qk_norm else None
         self.key_norm = NormScale(head_width) if config.qk_norm else None
 
-    def queries(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
-        """Normalised and scaled. Both learned scales and 1/sqrt(head width) act here, since (q·s)ᵀ(k·r) = (q·s·r)ᵀk and there are fewer queries."""
-        query = self.query(x)
-        wide, head_width = at_least_float32(query), x.shape[-1] // self.heads
-        scale: Array | float = head_width**-0.5
-        if self.query_norm is not None and self.key_norm is not None:
-            wide = head_norm(query, self.heads)
-            scale = scale * jnp.tile(self.query_norm.scale[...] * self.key_norm.scale[...], self.heads)
-        return self._by_head((wide * scale).astype(query.dtype))
+    def attend(
+        self,
+        tokens: Float[Array, "B W n d"],
+        windows: Windows,
+        *,
+        text: Float[Array, "B G L d"] | None = None,
+        bias: Float[Array, "heads n m"] | None = None,
+        mask: Bool[Array, "#B W m"] | None = None,
+        identity: Bool[Array, " B"] | None = None,
+    ) -> Float[Array, "B W n d"]:
+        """What tokens see of their window and of the text of its frame, projected. `mask` is over both; `identity` is of rows."""
 
-    def keys(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
-        """Normalised; for their scale see `queries`."""
-        key = self.key(x)
-        return self._by_head(key if self.key_norm is None else head_norm(key, self.heads).astype(key.dtype))
+        def parts(project: Linear) -> tuple[Array, ...]:
+            own = whole_windows(project.product(tokens), windows)
+            return (own,) if text is None else (own, windows.of_frames(project.product(text)))
 
-    def values(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
-        return self._by_head(self.value(x))
+        def per_window(flags: Array, size: int) -> Array:
+            return jnp.broadcast_to(flags, (*tokens.shape[:2], size))[:, :, None].astype(jnp.int32)
 
-    def projected(self, mixed: Float[Array, "*batch heads head_width"]) -> Float[Array, "*batch d"]:
-        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
+        inputs = Tokens(
+            self.query.product(tokens),
+            parts(self.key),
+            parts(self.value),
+            None if mask is None else per_window(mask, mask.shape[-1]),
+            None if identity is None else per_window(identity[:, None, None], 1),
+        )
+        offsets = self.query.offset[None], self.key.offset[None], self.value.offset[None]
+        shared = Shared(offsets, self.scale[None], bias)
+        return self.out(attend(inputs, shared, heads=self.heads, norm=self.query_norm is not None, windows=windows))
 
-    def _by_head(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch heads head_width"]:
-        return x.reshape(*x.shape[:-1], self.heads, -1)
+    @property
+    def scale(self) -> Float[Array, " d"]:
+        """Of queries. Both learned scales and 1/sqrt(head width) act there, since (q·s)ᵀ(k·r) = (q·s·r)ᵀk and there are fewer queries than keys."""
+        width = self.query.kernel.shape[-1]
+        factor = (width // self.heads) ** -0.5
+        if self.query_norm is None or self.key_norm is None:
+            return jnp.full(width, factor)
+        return factor * jnp.tile(self.query_norm.scale[...] * self.key_norm.scale[...], self.heads)
 
 
 class WindowAttention(Attention):
@@ -141,18 +201,10 @@ class WindowAttention(Attention):
         """Rows where `identity` is True attend to nothing but themselves: every token's output is its own value, projected."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
         tokens, real = divided(windows.split(x), windows), windows.token_mask()
-        value = whole_windows(self.values(tokens), windows)
-        wide = jnp.promote_types(value.dtype, jnp.float32)
-        mixed = attend(
-            self.queries(tokens),
-            whole_windows(self.keys(tokens), windows),
-            value,
-            bias=None if self.relative_bias is None else self.relative_bias(windows.window, wide),
-            mask=None if real is None else jnp.asarray(real)[None],
-        )
-        if identity is not None:
-            mixed = jnp.where(identity[:, None, None, None, None], value, mixed)
-        return windows.merge(self.projected(mixed))
+        wide = at_least_float32(tokens).dtype
+        bias = None if self.relative_bias is None else self.relative_bias(windows.window, wide)
+        mask = None if real is None else jnp.asarray(real)[None]
+        return windows.merge(self.attend(tokens, windows, bias=bias, mask=mask, identity=identity))
 
 
 class CrossAttention(Attention):
@@ -171,10 +223,6 @@ class CrossAttention(Attention):
         """`G` is 1 (one caption for the row) or T (one per frame); `text_mask` is True on real text tokens."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
         tokens, real = divided(windows.split(x), windows), windows.token_mask()
-        key, value = (
-            jnp.concatenate([whole_windows(project(tokens), windows), windows.of_frames(project(text))], axis=2)
-            for project in (self.keys, self.values)
-        )
         seen_tokens = jnp.broadcast_to(True if real is None else real, tokens.shape[:3])
         mask = jnp.concatenate([seen_tokens, windows.of_frames(text_mask)], axis=-1)
-        return windows.merge(self.projected(attend(self.queries(tokens), key, value, mask=mask)))
+        return windows.merge(self.attend(tokens, windows, text=text, mask=mask))

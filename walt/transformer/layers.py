@@ -17,6 +17,7 @@ Initializer = Callable[..., Array]
 xavier = jax.nn.initializers.xavier_uniform()
 small_normal = jax.nn.initializers.normal(0.02)
 zeros = jax.nn.initializers.zeros
+NORM_EPSILON = 1e-6
 
 
 class Linear(nnx.Module):
@@ -43,11 +44,19 @@ class Linear(nnx.Module):
         self.dtype = jnp.dtype(dtype)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        rows = flat(x).astype(self.dtype)
-        y = rows @ constrain(self.kernel[...].astype(self.dtype), *self.axes)
-        if self.bias is not None:
-            y = y + constrain(self.bias[...].astype(self.dtype), self.axes[1])
+        y = self.product(x)
+        return y if self.bias is None else y + self.offset.astype(self.dtype)
+
+    def product(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        """Without the bias, for what adds it later."""
+        y = flat(x).astype(self.dtype) @ constrain(self.kernel[...].astype(self.dtype), *self.axes)
         return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    @property
+    def offset(self) -> Float[Array, " o"]:
+        """The bias."""
+        assert self.bias is not None
+        return constrain(self.bias[...], self.axes[1])
 
 
 class NormScale(nnx.Module):
@@ -61,7 +70,9 @@ def layer_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     """LayerNorm over the last axis without parameters (they come from the conditioning), eps 1e-6."""
     wide = at_least_float32(x)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
+    return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + NORM_EPSILON)).astype(
+        x.dtype
+    )
 
 
 def head_norm(x: Float[Array, "*batch d"], heads: int) -> Float[Array, "*batch d"]:
@@ -81,7 +92,7 @@ def head_norm(x: Float[Array, "*batch d"], heads: int) -> Float[Array, "*batch d
         return multiply(statistic, members.T)
 
     centred = wide - spread(mean(wide))
-    return (centred * spread(jax.lax.rsqrt(mean(jnp.square(centred)) + 1e-6))).reshape(x.shape)
+    return (centred * spread(jax.lax.rsqrt(mean(jnp.square(centred)) + NORM_EPSILON))).reshape(x.shape)
 
 
 def flat(x: Float[Array, "*batch d"]) -> Float[Array, "*rows d"]:
