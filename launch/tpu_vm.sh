@@ -16,21 +16,22 @@
 #   --name=walt              of the request            --provisioning=on_demand|spot|reserved
 #   --runtime_version=…      the generation's own      --bucket=NAME         mounted, to read from, at /gcs/NAME
 #   --node=0 --worker=0      slice and host of logs    --poll_seconds=60     how often watch looks
+#   --patience=10            looks until watch gives up: hosts that do not answer, hosts that do not end with the others,
+#                            anything that keeps failing
 #   --delete_when_done       after watch               --dry_run             print the commands, run none
 #
 # Every flag with a value has a variable: WALT_ZONE for --zone. After -- stands the command as it would be typed here.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-FLAGS=" name topology num_slices zone project provisioning runtime_version bucket node worker poll_seconds "
+FLAGS=" name topology num_slices zone project provisioning runtime_version bucket node worker poll_seconds patience "
 VERBS=" watch create install run status logs stop delete "
 PREEMPTED=75
-PATIENCE=10 # polls to wait for hosts that do not answer, or for the last of a command that has ended elsewhere
 
 name="${WALT_NAME:-walt}" topology="${WALT_TOPOLOGY:-}" num_slices="${WALT_NUM_SLICES:-1}"
 zone="${WALT_ZONE:-${CLOUDSDK_COMPUTE_ZONE:-}}" project="${WALT_PROJECT:-${CLOUDSDK_CORE_PROJECT:-}}"
 provisioning="${WALT_PROVISIONING:-on_demand}" runtime_version="${WALT_RUNTIME_VERSION:-}" bucket="${WALT_BUCKET:-}"
 node="${WALT_NODE:-0}" worker="${WALT_WORKER:-0}" poll_seconds="${WALT_POLL_SECONDS:-60}"
-dry_run="" delete_when_done="" command=()
+patience="${WALT_PATIENCE:-10}" dry_run="" delete_when_done="" command=()
 
 parse_flags() {
   local flag
@@ -58,7 +59,7 @@ check_flags() {
   [[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name=$name must be lowercase letters, digits and dashes, at most 40."
   [[ -n "$zone" ]] || die "--zone is missing: say where the TPUs are, such as --zone=us-east5-a."
   [[ "$provisioning" =~ ^(on_demand|spot|reserved)$ ]] || die "--provisioning=$provisioning is none of on_demand, spot, reserved."
-  for flag in num_slices poll_seconds; do
+  for flag in num_slices poll_seconds patience; do
     [[ "${!flag}" =~ ^[1-9][0-9]*$ ]] || die "--$flag=${!flag} must be a number from 1 on."
   done
   for flag in node worker; do
@@ -170,7 +171,7 @@ start_again() {
 # try_later WHAT: for what may fail because hosts are being taken away, or the network is down.
 try_later() {
   tries="$((tries + 1))"
-  [[ "$tries" -lt "$PATIENCE" ]] || die "$1 on $name failed $PATIENCE times; the messages are above."
+  [[ "$tries" -lt "$patience" ]] || die "$1 on $name failed $patience times; the messages are above."
   say "$1 failed; trying again in $poll_seconds seconds"
 }
 
@@ -187,7 +188,7 @@ attend() {
   if [[ "$answers" -lt "$hosts" ]]; then
     silent="$((silent + 1))"
     say "$answers of $hosts hosts answer"
-    [[ "$silent" -ge "$PATIENCE" ]] || return 1
+    [[ "$silent" -ge "$patience" ]] || return 1
     [[ "$provisioning" == spot ]] || die "$((hosts - answers)) of $hosts hosts of $name do not answer; nothing was deleted."
     give_up_tpus "hosts do not answer"
     return 1
@@ -195,11 +196,11 @@ attend() {
   silent=0
   if [[ "$running" -eq "$hosts" ]]; then
     [[ -n "$started" ]] || say "the command is running already"
-    started=1 stragglers=0
+    started=1 stragglers=0 restarts=0
   elif [[ "$running" -gt 0 ]]; then
     stragglers="$((stragglers + 1))"
     say "the command has ended on $((hosts - running)) of $hosts hosts"
-    [[ "$stragglers" -lt "$PATIENCE" ]] || { stopped=1 && worker stop; }
+    [[ "$stragglers" -lt "$patience" ]] || { stopped=1 && worker stop; }
   elif [[ "$well" -eq "$hosts" ]]; then
     return 0
   elif [[ -z "$started" ]]; then
@@ -207,6 +208,8 @@ attend() {
   elif [[ -z "$stopped" && "$states" == *" ended stopped"* ]]; then
     die "the command was stopped; call watch again to go on."
   elif [[ "$saved" -gt 0 ]]; then
+    restarts="$((restarts + 1))"
+    [[ "$restarts" -lt "$patience" ]] || die "the command was preempted $restarts times and never seen running between."
     say "the command was preempted and has saved its state"
     start_again
   else # Looked at twice: hosts that fail because others are being taken away are no failure of the command.
@@ -224,7 +227,7 @@ give_up_tpus() {
 }
 
 watch() {
-  local state before="" installed="" started="" stopped="" silent=0 failures=0 stragglers=0 tries=0
+  local state before="" installed="" started="" stopped="" silent=0 failures=0 stragglers=0 restarts=0 tries=0
   while true; do
     state="$(request_state)"
     [[ "$state" == "$before" ]] || say "$name is $state"

@@ -3,6 +3,7 @@
 # Usage: worker.sh install [BUCKET] | start ID COMMAND... | state | log | failure | stop
 set -euo pipefail
 
+SOURCE="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 HOME_OF_RUN="$HOME/walt"
 RUN="$HOME_OF_RUN/run" LOG="$HOME_OF_RUN/log" VENV="$HOME_OF_RUN/venv"
 PREEMPTED=75 # exit status of a command that was told to end and has saved its state
@@ -40,13 +41,11 @@ mount_bucket() {
 }
 
 install() {
-  local source
-  source="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
   # The images of TPU VMs come with Python 3.10; uv brings a newer one.
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv || die "pip could not install uv."
   uv venv --quiet --clear --python 3.12 "$VENV" || die "uv could not make a virtual environment with Python 3.12."
-  uv pip install --quiet --python "$VENV/bin/python" "${source}[tpu,report,perceptual,minilm]" ||
+  uv pip install --quiet --python "$VENV/bin/python" "${SOURCE}[tpu,report,perceptual,minilm]" ||
     die "the package could not be installed."
   [[ -z "${1:-}" ]] || mount_bucket "$1"
   echo "walt-worker $(hostname) installed"
@@ -61,7 +60,7 @@ start() {
   rm -rf "$RUN"
   mkdir -p "$RUN"
   cd "$HOME_OF_RUN"
-  PATH="$VENV/bin:$PATH" setsid bash "${BASH_SOURCE[0]}" _run "$@" >>"$LOG" 2>&1 </dev/null &
+  PATH="$VENV/bin:$PATH" setsid bash "$SOURCE/launch/worker.sh" _run "$@" >>"$LOG" 2>&1 </dev/null &
   echo "$!" >"$RUN/pid"
   echo "$id" >"$RUN/id"
   echo "walt-worker $(hostname) started"
