@@ -105,7 +105,7 @@ call() {
 
 queued() { call gcloud compute tpus queued-resources "$@"; }
 
-on_hosts() { queued ssh "${resource[@]}" --node=all --worker=all --command="$1"; }
+on_hosts() { queued ssh "${resource[@]}" --quiet --node=all --worker=all --command="$1"; }
 
 worker() { on_hosts "bash walt/source/launch/worker.sh $1"; }
 
@@ -119,10 +119,10 @@ create() {
 
 # What is installed is the working copy, so that a run is the code in front of you.
 install() {
-  local archive
-  archive="${TMPDIR:-/tmp}/walt-source-$(id -u).tar.gz"
-  call tar -czf "$archive" --exclude=__pycache__ setup.py pyproject.toml README.md LICENSE walt configs launch &&
-    queued scp "$archive" "$name:walt-source.tar.gz" "${resource[@]:1}" --node=all --worker=all &&
+  local archive=".cache/walt-source-$name.tar.gz"
+  call mkdir -p .cache &&
+    call tar -czf "$archive" --exclude=__pycache__ setup.py pyproject.toml README.md LICENSE walt configs launch &&
+    queued scp "$archive" "$name:walt-source.tar.gz" "${resource[@]:1}" --quiet --node=all --worker=all &&
     on_hosts "rm -rf walt/source && mkdir -p walt/source && tar -xzf walt-source.tar.gz -C walt/source" &&
     worker "install${bucket:+ $bucket}"
 }
@@ -284,5 +284,5 @@ case "$verb" in
     queued describe "${resource[@]}" --format="value(state.state)"
     worker state
     ;;
-  logs) queued ssh "${resource[@]}" --node="$node" --worker="$worker" --command="bash walt/source/launch/worker.sh log" ;;
+  logs) queued ssh "${resource[@]}" --quiet --node="$node" --worker="$worker" --command="bash walt/source/launch/worker.sh log" ;;
 esac

@@ -21,7 +21,7 @@ state() {
     id="$(cat "$RUN/id")" now=lost
     if [[ -f "$RUN/status" ]]; then
       now="ended $(cat "$RUN/status")"
-    elif kill -0 -- "-$(cat "$RUN/pid")" 2>/dev/null; then
+    elif ps -o stat= -s "$(cat "$RUN/pid")" | grep -qv '^Z'; then
       now=running
     fi
   fi
@@ -45,7 +45,7 @@ install() {
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv || die "pip could not install uv."
   uv venv --quiet --clear --python 3.12 "$VENV" || die "uv could not make a virtual environment with Python 3.12."
-  uv pip install --quiet --python "$VENV/bin/python" "${SOURCE}[tpu,report,perceptual,minilm]" ||
+  uv pip install --quiet --python "$VENV/bin/python" --no-deps -r "$SOURCE/launch/requirements.txt" "$SOURCE" ||
     die "the package could not be installed."
   [[ -z "${1:-}" ]] || mount_bucket "$1"
   echo "walt-worker $(hostname) installed"

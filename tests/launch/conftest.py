@@ -48,13 +48,20 @@ class Launcher:
         for path in (self.project, self.bin, self.cloud):
             path.mkdir()
         shutil.copytree(root / "launch", self.project / "launch")
-        for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "walt/_bundles/mini/walt.json", "configs/a.py"):
+        for name in (
+            "setup.py",
+            "pyproject.toml",
+            "README.md",
+            "LICENSE",
+            "walt/_bundles/mini/walt.json",
+            "configs/a.py",
+        ):
             (self.project / name).parent.mkdir(parents=True, exist_ok=True)
             (self.project / name).write_text(name)
         for tool in TOOLS:
             (self.bin / tool).symlink_to(str(shutil.which(tool)))
         self.program("python3", f'#!/bin/sh\nexec "{sys.executable}" -ES "$@"\n')
-        self.program("sleep", f'#!/bin/sh\nexec {shutil.which("sleep")} 0.05\n')
+        self.program("sleep", f"#!/bin/sh\nexec {shutil.which('sleep')} 0.05\n")
         self.program("hostname", '#!/bin/sh\necho "${HOST:-here}"\n')
         self.program("uv", UV)
         self.program("fake_walt", WALT)
@@ -74,7 +81,12 @@ class Launcher:
         (self.cloud / (f"fate-{host}" if host else "fate")).write_text("\n".join(fate.split()) + "\n")
 
     def environment(self, **more: str) -> dict[str, str]:
-        return {"PATH": str(self.bin), "HOME": str(self.folder), "CLOUD": str(self.cloud), "TMPDIR": str(self.folder), **more}
+        return {
+            "PATH": str(self.bin),
+            "HOME": str(self.folder),
+            "CLOUD": str(self.cloud),
+            **more,
+        }
 
     def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = ["bash", str(self.project / "launch" / script), *arguments]

@@ -78,7 +78,9 @@ def scp(request, scenario, words, flags) -> int:
 
 
 def ssh(request, scenario, words, flags) -> int:
-    chosen = [host for host in request["hosts"] if flags["node"] in ("all", host[0]) and flags["worker"] in ("all", host[2])]
+    chosen = [
+        host for host in request["hosts"] if flags["node"] in ("all", host[0]) and flags["worker"] in ("all", host[2])
+    ]
     codes = [255 if host in scenario.get("silent", ()) else on_host(host, flags["command"]) for host in chosen]
     return max(codes)
 

@@ -7,11 +7,17 @@ import shlex
 
 import pytest
 
-COMMAND = ["walt", "train", "--config=t2v/base_3b", "--workdir=gs://bucket/it's a run", "--config.training.mesh.fsdp=16"]
+COMMAND = [
+    "walt",
+    "train",
+    "--config=t2v/base_3b",
+    "--workdir=gs://bucket/it's a run",
+    "--config.training.mesh.fsdp=16",
+]
 PLACE = ["--zone=us-east5-a", "--project=p"]
 POD = ["--topology=v5p:2x2x2", *PLACE]  # two hosts
 WAITING = ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
-ON_ALL = ["--node=all", "--worker=all"]
+ON_ALL = ["--quiet", "--node=all", "--worker=all"]
 GCLOUD = ["gcloud", "compute", "tpus", "queued-resources"]
 
 
@@ -58,12 +64,14 @@ def test_dry_run_of_the_other_verbs(launcher):
     worker = "--command=bash walt/source/launch/worker.sh"
     assert dry_run(launcher, "delete", *POD) == [[*GCLOUD, "delete", "walt", *PLACE, "--force", "--quiet"]]
     assert dry_run(launcher, "stop", *POD) == [[*ssh, *ON_ALL, f"{worker} stop"]]
-    assert dry_run(launcher, "logs", *PLACE, "--node=1", "--worker=2") == [[*ssh, "--node=1", "--worker=2", f"{worker} log"]]
+    assert dry_run(launcher, "logs", *PLACE, "--node=1", "--worker=2") == [
+        [*ssh, "--quiet", "--node=1", "--worker=2", f"{worker} log"]
+    ]
     assert dry_run(launcher, "status", *PLACE) == [
         [*GCLOUD, "describe", "walt", *PLACE, "--format=value(state.state)"],
         [*ssh, *ON_ALL, f"{worker} state"],
     ]
-    tar, copy, unpack, install = dry_run(launcher, "install", *PLACE, "--bucket=data")
+    _, tar, copy, unpack, install = dry_run(launcher, "install", *PLACE, "--bucket=data")
     archive = tar[2]
     assert tar[:2] == ["tar", "-czf"] and {"setup.py", "walt", "configs", "launch"} <= set(tar)
     assert copy == [*GCLOUD, "scp", archive, "walt:walt-source.tar.gz", *PLACE, *ON_ALL]
@@ -113,13 +121,19 @@ def test_flags_come_from_variables_too(launcher):
         (["run", *POD, "--", "train"], "such as walt train --config=t2v/base_3b --workdir=gs://BUCKET/RUN, got train"),
         (["run", *POD, "--", "walt", "serve"], "got walt serve"),
         (["watch", *POD, "--", "walt", "train", "--config=a"], "walt train needs --workdir=gs://BUCKET/RUN"),
-        (["watch", *POD, "--", *COMMAND, "--workdir=runs/a"], "--workdir=runs/a would lie on disks that are not shared"),
+        (
+            ["watch", *POD, "--", *COMMAND, "--workdir=runs/a"],
+            "--workdir=runs/a would lie on disks that are not shared",
+        ),
         (["watch", *POD, "--", *COMMAND, "--workdir", "runs/a"], "--workdir=runs/a would lie on disks"),
         (
             ["run", *PLACE, "--topology=v5e:2x2", "--provisioning=spot", "--", *COMMAND, "--workdir=runs/a"],
             "--workdir=runs/a would lie on disks that are not shared and do not last",
         ),
-        (["run", *POD, "--", *COMMAND, "--config.data.path=data/a"], "--config.data.path=data/a is a path of this machine"),
+        (
+            ["run", *POD, "--", *COMMAND, "--config.data.path=data/a"],
+            "--config.data.path=data/a is a path of this machine",
+        ),
         (["run", *POD, "--", *COMMAND, "--config=mine.py:mini"], "--config=mine.py:mini is a file of this machine"),
         (["create", *POD], "gcloud was not found on PATH"),
     ],
@@ -150,8 +164,11 @@ def test_watch_waits_installs_runs_and_ends(launcher):
     hosts = sorted(f"{node}-{worker}" for node in range(2) for worker in range(2))
     assert sorted(launcher.lines("started")) == hosts
     assert [json.loads(line) for line in launcher.lines("arguments")] == [COMMAND[1:]] * 4
-    assert sorted(launcher.lines("installed")) == [f"{h} ~/walt/source[tpu,report,perceptual,minilm]" for h in hosts]
-    assert "the command has ended well" in result.stdout and "cost money until launch/tpu_vm.sh delete --name=walt" in result.stdout
+    assert sorted(launcher.lines("installed")) == [f"{host} ~/walt/source" for host in hosts]
+    assert (
+        "the command has ended well" in result.stdout
+        and "cost money until launch/tpu_vm.sh delete --name=walt" in result.stdout
+    )
 
 
 def test_watch_gives_the_tpus_back_when_asked(launcher):
@@ -248,6 +265,18 @@ def test_watch_joins_a_command_that_runs(launcher):
     assert all(line.endswith(" ended stopped") for line in status[1:])
     launcher.fate("0 0")
     assert watch(launcher).returncode == 0, "goes on where it was stopped"
+    assert launcher.lines("started").count("0-0") == 2
+
+
+def test_hosts_that_restarted_start_the_command_again(launcher):
+    launcher.gcloud(["ACTIVE"], fate="trains 0")
+    launcher.run("tpu_vm.sh", "create", *POD)
+    launcher.run("tpu_vm.sh", "install", *PLACE)
+    launcher.run("tpu_vm.sh", "run", *POD, "--", *COMMAND)
+    launcher.close()  # everything on the hosts is gone but their disks
+    status = launcher.run("tpu_vm.sh", "status", *PLACE).stdout.splitlines()
+    assert all(line.endswith(" lost") for line in status[1:])
+    assert watch(launcher).returncode == 0
     assert launcher.lines("started").count("0-0") == 2
 
 
