@@ -98,6 +98,7 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str]) -> Manifest:
                     }
                 ],
             },
+            "coordinator": {"replicatedJob": "slice", "jobIndex": 0, "podIndex": 0},
             "ttlSecondsAfterFinished": 7 * 24 * 3600,
             "replicatedJobs": [
                 {
@@ -131,10 +132,7 @@ def job(arguments: argparse.Namespace, found: Slice, command: Sequence[str], lab
 
 
 def pod(arguments: argparse.Namespace, found: Slice, command: Sequence[str]) -> Manifest:
-    """The pod of one host.
-
-    TPU_WORKER_ID, TPU_WORKER_HOSTNAMES and, of several slices, MEGASCALE_* are put in by GKE, and read by JAX.
-    """
+    """The pod of one host; GKE adds TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, by which JAX finds the others of the slice."""
     chips = {"google.com/tpu": found.chips_per_host}
     selector = {
         "cloud.google.com/gke-tpu-accelerator": found.tpu.gke_label,
@@ -164,12 +162,23 @@ def pod(arguments: argparse.Namespace, found: Slice, command: Sequence[str]) -> 
         "tolerations": tolerations,
         "containers": [container],
     }
+    if arguments.num_slices > 1:
+        container["env"] = [
+            {"name": "MEGASCALE_NUM_SLICES", "value": str(arguments.num_slices)},
+            from_annotation("MEGASCALE_SLICE_ID", "jobset.sigs.k8s.io/job-index"),
+            from_annotation("MEGASCALE_COORDINATOR_ADDRESS", "jobset.sigs.k8s.io/coordinator"),
+        ]
     if arguments.bucket:
         attributes = {"bucketName": arguments.bucket, "mountOptions": "implicit-dirs"}
         csi = {"driver": "gcsfuse.csi.storage.gke.io", "readOnly": True, "volumeAttributes": attributes}
         spec["volumes"] = [{"name": "bucket", "csi": csi}]
         container["volumeMounts"] = [{"name": "bucket", "mountPath": f"/gcs/{arguments.bucket}", "readOnly": True}]
     return spec
+
+
+def from_annotation(name: str, annotation: str) -> Manifest:
+    """A variable whose value JobSet writes on each pod."""
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -83,6 +83,15 @@ def test_preemptions_start_again_uncounted_and_failures_counted(launcher):
 def test_several_slices_each_on_a_node_pool_of_its_own(launcher):
     found = manifest(launcher, *POD, "--num_slices=4", "--queue=team", "--name=big", "--namespace=research")
     assert found["spec"]["replicatedJobs"][0]["replicas"] == 4
+    variables = {variable["name"]: variable for variable in pod_of(found)["containers"][0]["env"]}
+    assert variables["MEGASCALE_NUM_SLICES"]["value"] == "4"
+    paths = {name: v["valueFrom"]["fieldRef"]["fieldPath"] for name, v in variables.items() if "valueFrom" in v}
+    assert paths == {
+        "MEGASCALE_SLICE_ID": "metadata.annotations['jobset.sigs.k8s.io/job-index']",
+        "MEGASCALE_COORDINATOR_ADDRESS": "metadata.annotations['jobset.sigs.k8s.io/coordinator']",
+    }
+    assert found["spec"]["coordinator"] == {"replicatedJob": "slice", "jobIndex": 0, "podIndex": 0}
+    assert "env" not in pod_of(manifest(launcher, *POD))["containers"][0], "one slice needs none"
     metadata = found["metadata"]
     assert (metadata["name"], metadata["namespace"]) == ("big", "research")
     assert metadata["labels"] == {"gcluster.google.com/workload": "big", "kueue.x-k8s.io/queue-name": "team"}
