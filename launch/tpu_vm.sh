@@ -135,7 +135,7 @@ delete() { queued delete "${resource[@]}" --force --quiet; }
 request_state() {
   local answer
   if answer="$(gcloud compute tpus queued-resources describe "${resource[@]}" --format="value(state.state)" 2>&1)"; then
-    echo "$answer"
+    grep -xE '[A-Z_]+' <<<"$answer" | tail -n 1 # gcloud may have warned of something as well
   elif [[ "$answer" == *NOT_FOUND* || "$answer" == *"not found"* ]]; then
     echo NONE
   else
@@ -178,13 +178,14 @@ try_later() {
 # attend: looks at the hosts once and does what is to be done; true when the command has ended well everywhere.
 attend() {
   local states answers running well saved other
-  count() { grep -c "$1" <<<"$states" || true; }
+  count() { grep -cE "$1" <<<"$states" || true; }
   states="$(host_states)"
   answers="$(count .)" running="$(count ' running$')"
   other="$(grep -v " $id " <<<"$states" | grep -c ' running$' || true)"
-  well="$(count " $id ended 0$")" saved="$(count " $id ended $PREEMPTED$\| $id lost$")"
+  well="$(count " $id ended 0$")" saved="$(count " $id (ended $PREEMPTED|lost)$")"
   [[ "$other" -eq 0 ]] || die "another command is running on $name: stop it first (launch/tpu_vm.sh stop --name=$name)."
 
+  [[ "$answers" -le "$hosts" ]] || die "$name has $answers hosts and not $hosts: it was made with another --topology or --num_slices."
   if [[ "$answers" -lt "$hosts" ]]; then
     silent="$((silent + 1))"
     say "$answers of $hosts hosts answer"

@@ -51,6 +51,7 @@ def describe(request, scenario, words, flags) -> int:
     request["asked"] += 1
     if state == "SUSPENDED":
         lose_hosts()
+    print("WARNING: there is a newer gcloud", file=sys.stderr)
     print(state)
     return 0
 

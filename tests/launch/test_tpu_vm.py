@@ -269,15 +269,18 @@ def test_watch_joins_a_command_that_runs(launcher):
 
 
 def test_hosts_that_restarted_start_the_command_again(launcher):
-    launcher.gcloud(["ACTIVE"], fate="trains 0")
-    launcher.run("tpu_vm.sh", "create", *POD)
-    launcher.run("tpu_vm.sh", "install", *PLACE)
-    launcher.run("tpu_vm.sh", "run", *POD, "--", *COMMAND)
-    launcher.close()  # everything on the hosts is gone but their disks
-    status = launcher.run("tpu_vm.sh", "status", *PLACE).stdout.splitlines()
-    assert all(line.endswith(" lost") for line in status[1:])
-    assert watch(launcher).returncode == 0
+    launcher.gcloud(["ACTIVE"], fate="vanishes 0")
+    result = watch(launcher)
+    assert result.returncode == 0, result.stderr
     assert launcher.lines("started").count("0-0") == 2
+    assert verbs(launcher).count("scp") == 1
+
+
+def test_watch_with_another_number_of_hosts(launcher):
+    launcher.gcloud(["ACTIVE"])
+    launcher.run("tpu_vm.sh", "create", *POD, "--num_slices=2")
+    message = "error: walt has 4 hosts and not 2: it was made with another --topology or --num_slices.\n"
+    assert watch(launcher).stderr == message and not launcher.lines("started")
 
 
 def test_run_needs_tpus_and_the_package(launcher):
