@@ -21,7 +21,7 @@ state() {
     id="$(cat "$RUN/id")" now=lost
     if [[ -f "$RUN/status" ]]; then
       now="ended $(cat "$RUN/status")"
-    elif ps -o stat= -s "$(cat "$RUN/pid")" | grep -qv '^Z'; then
+    elif [[ -n "$(ps -o stat= -s "$(cat "$RUN/pid")" | awk '!/^Z/')" ]]; then
       now=running
     fi
   fi
