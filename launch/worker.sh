@@ -17,12 +17,13 @@ die() {
 # restarted) or "… idle".
 state() {
   local id=- now=idle
-  if [[ -f "$RUN/id" ]]; then
+  if [[ -f "$RUN/pid" ]]; then
     id="$(cat "$RUN/id")" now=lost
-    if [[ -f "$RUN/status" ]]; then
-      now="ended $(cat "$RUN/status")"
-    elif [[ -n "$(ps -o stat= -s "$(cat "$RUN/pid")" | awk '!/^Z/')" ]]; then
+    # Looked at in this order: the status is written before the session ends.
+    if [[ -n "$(ps -o stat= -s "$(cat "$RUN/pid")" | awk '!/^Z/')" ]]; then
       now=running
+    elif [[ -f "$RUN/status" ]]; then
+      now="ended $(cat "$RUN/status")"
     fi
   fi
   echo "walt-worker $(hostname) $id $now"
@@ -60,15 +61,16 @@ start() {
   rm -rf "$RUN"
   mkdir -p "$RUN"
   cd "$HOME_OF_RUN"
-  PATH="$VENV/bin:$PATH" setsid bash "$SOURCE/launch/worker.sh" _run "$@" >>"$LOG" 2>&1 </dev/null &
-  echo "$!" >"$RUN/pid"
   echo "$id" >"$RUN/id"
+  PATH="$VENV/bin:$PATH" setsid bash "$SOURCE/launch/worker.sh" _run "$@" >>"$LOG" 2>&1 </dev/null &
+  until [[ -f "$RUN/pid" ]]; do sleep 0.1; done
   echo "walt-worker $(hostname) started"
 }
 
 _run() {
   local status=0
   trap : TERM # the command saves and ends; this shell stays to write down its status
+  echo "$$" >"$RUN/pid.new" && mv "$RUN/pid.new" "$RUN/pid"
   printf '\n== %s: ' "$(date -u +%FT%TZ)"
   printf '%q ' "$@"
   echo

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-TOOLS = "awk basename bash cat cksum cp cut date dirname env grep gzip id kill mkdir ps rm sed seq setsid tail tar tr".split()
+TOOLS = "awk basename bash cat cksum cp cut date dirname env grep gzip id kill mkdir mv ps rm sed seq setsid tail tar tr".split()
 
 # The uv of a host: its environments hold a walt that writes down how it was called and does what the scenario says.
 UV = """#!/usr/bin/env bash
