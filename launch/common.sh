@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Functions shared by the scripts of this folder; sourced, never run.
 # They run from the project's folder wherever they are called from, and end with one sentence when something is missing.
 

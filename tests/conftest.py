@@ -86,7 +86,8 @@ def _code_checksum() -> str:
 
 def _code_files() -> Iterator[Path]:
     """Everything that tests read; of the notebooks' folder the notebooks alone, since they leave their runs there."""
-    yield from (file for name in ("setup.py", "pyproject.toml", "README.md") if (file := ROOT / name).is_file())
+    top = ("setup.py", "pyproject.toml", "README.md", "Dockerfile", ".dockerignore", ".shellcheckrc")
+    yield from (file for name in top if (file := ROOT / name).is_file())
     yield from sorted((ROOT / "notebooks").glob("*.ipynb"))
     for folder in ("walt", "configs", "launch", "tests", ".ci"):
         yield from sorted(file for file in (ROOT / folder).rglob("*") if file.is_file() and file.suffix != ".pyc")

@@ -197,7 +197,7 @@ def test_code_is_all_that_tests_read(tmp_path, root):
     )
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
-    code = ["setup.py", "pyproject.toml", "README.md", "notebooks/quickstart.ipynb", ".ci/run"]
+    code = ["setup.py", "pyproject.toml", "README.md", "notebooks/quickstart.ipynb", ".ci/run", "Dockerfile"]
     code += ["walt/a.py", "configs/t2v/a.py", "launch/a.sh", "tests/a.py"]
     for name in [*code, "notebooks/runs/metrics.jsonl", "walt/a.pyc", "runs/a"]:
         before, file = conftest._code_checksum(), tmp_path / name
