@@ -46,7 +46,7 @@ def typed(value: Any, kind: type[T], what: str) -> T:
     """
     if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         shown = repr(value)
         raise ValueError(f"{what} must be {kind.__name__}, got {shown[:60]}{'…' if len(shown) > 60 else ''}")
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
