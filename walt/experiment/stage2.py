@@ -81,7 +81,7 @@ def train_diffusion(
 
     return train(
         task,
-        latent_loader(experiment, tokenizer, experiment.data.split),
+        latent_loader(experiment, tokenizer, experiment.data.split, workdir),
         experiment.training,
         workdir,
         resolved_config=to_config_dict(experiment),
@@ -227,8 +227,13 @@ def diffusion_task(experiment: DiffusionExperiment) -> DiffusionTask:
     )
 
 
-def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | WordPiece | None, split: str) -> LatentLoader:
-    """This process's loader of latents with tokenized captions, classes, or both."""
+def latent_loader(
+    experiment: DiffusionExperiment,
+    tokenizer: Tokenizer | WordPiece | None,
+    split: str,
+    workdir: epath.PathLike | None = None,
+) -> LatentLoader:
+    """This process's loader of latents with tokenized captions, classes, or both; it lists bad records in `workdir`."""
     config, classes = dataclasses.replace(experiment.data, split=split), experiment.diffusion.class_names
     if experiment.text_source == "prepared":
         tokenizer = None  # the captions of the data are embedded already
@@ -239,6 +244,7 @@ def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | WordPi
         low_resolution=experiment.transformer.low_resolution is not None,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        workdir=workdir,
     )
 
 

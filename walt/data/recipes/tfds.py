@@ -163,7 +163,7 @@ def _check_classes(node: Any) -> None:
     if isinstance(node, dict):
         for key in ("pythonClassName", "type"):
             name = node.get(key, _FEATURES)
-            if isinstance(name, str) and not name.startswith(_FEATURES):
+            if isinstance(name, str) and "." in name and not name.startswith(_FEATURES):
                 raise ValueError(f"{name!r} is no feature of tensorflow-datasets, and code of others is not run")
     if isinstance(node, dict | list):
         for child in node.values() if isinstance(node, dict) else node:
