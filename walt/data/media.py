@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import Float, UInt8
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -178,6 +178,8 @@ def _image_errors(problem: str) -> Iterator[None]:
         yield
     except MediaError:
         raise
+    except UnidentifiedImageError as error:  # its own message names an address in memory
+        raise MediaError(f"{problem}: not of a known format") from error
     except Exception as error:
         raise MediaError(f"{problem}: {error}") from error
 
