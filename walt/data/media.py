@@ -64,9 +64,8 @@ class Limits:
         for name, value in found.items():
             most = getattr(self, name)
             if value > most:
-                raise MediaError(
-                    f"{path} has {value:,.0f} {name.replace('_', ' ')}, more than the {most:,.0f} allowed."
-                )
+                shown, limit = (f"{number:,.3f}".rstrip("0").rstrip(".") for number in (value, most))
+                raise MediaError(f"{path} has {shown} {name.replace('_', ' ')}, more than the {limit} allowed.")
 
 
 LIMITS = Limits()
