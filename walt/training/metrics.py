@@ -91,7 +91,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """
     path = epath.Path(workdir) / FILE
     records = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1] if path.exists() else [], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
         try:
             record = parse_json(line)
         except ValueError as error:
