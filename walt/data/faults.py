@@ -12,13 +12,17 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from absl import logging
 
 from walt.data.manifest import DatasetError
+from walt.data.media import MediaError
 from walt.untrusted import field, parse_json
+
+T = TypeVar("T")
 
 _SHOWN = 20  # records named in an error
 
@@ -75,10 +79,11 @@ class FaultLog:
         folder: str | os.PathLike | None = None,
         process_index: int = 0,
         process_count: int = 1,
+        setting: str = "data.max_bad_records",
     ):
         self.bad: dict[tuple[int, bool], Fault] = {}
         self.replaced = 0
-        self._source, self._limit = source, limit
+        self._source, self._limit, self._setting = source, limit, setting
         self._folder = None if folder is None or "://" in str(folder) else Path(folder)
         self._index, self._count = process_index, process_count
 
@@ -109,11 +114,11 @@ class FaultLog:
             return
         self.bad |= fresh
         for fault in fresh.values():
-            logging.warning("%s is replaced by another: %s", self._source, fault)
+            logging.warning("%s: a record cannot be used: %s", self._source, fault)
         self._append(fresh.values())
         if len(self.bad) > self._limit:
             raise TooManyBadRecordsError(
-                f"{len(self.bad)} records of {self._source} cannot be used, and data.max_bad_records allows {self._limit}; prepare the "
+                f"{len(self.bad)} records of {self._source} cannot be used, and {self._setting} allows {self._limit}; prepare the "
                 f"data set again, or allow more. They are{self.listing()}"
             )
 
@@ -140,6 +145,17 @@ class FaultLog:
                 file.write("".join(map(_line, faults)))
         except OSError as error:  # a full disk: the training may still be able to save itself
             logging.warning("%s could not be written: %s", self._path, error)
+
+
+def usable(examples: Iterable[int], read: Callable[[int], T], log: FaultLog) -> Iterator[T]:
+    """What `read` makes of examples, without those that it cannot use, which the log counts; for whoever goes through a data set once."""
+    for example in examples:
+        try:
+            value = read(example)
+        except (DatasetError, MediaError) as error:
+            log.add([Fault(0, 0, 0, example, False, str(error))])
+            continue
+        yield value
 
 
 def _line(fault: Fault) -> str:

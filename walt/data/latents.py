@@ -58,14 +58,9 @@ class LatentsFormat:
             still is not None
         ):  # a view of one still would keep the bytes of all stills alive, which the cache does not count
             values, small = values[still].copy(), small[still].copy() if self.low_resolution else small
-        captions = record_field(record, "captions", list)
+        captions, label = described(record)
         if not captions:
             raise _error(record, "have no caption")
-        try:
-            captions = [typed(caption, str, "a caption") for caption in captions]
-            label = typed(record.get("label", ""), str, "label")
-        except ValueError as error:
-            raise _error(record, f"cannot be used: {error}") from error
         if self.classes and label not in self.classes:
             raise _error(record, f"have the label {label!r}, which is none of the model's {len(self.classes)} classes")
         return Latent(values, captions, label, *self._text_of(record), small)
@@ -93,6 +88,15 @@ class LatentsFormat:
         if not np.isfinite(embedded).all():
             raise _error(record, "hold infinite values, or some that are no numbers, in 'text'")
         return list(embedded), list(np.frombuffer(mask, np.uint8).reshape(count, length) > 0)
+
+
+def described(record: dict[str, Any]) -> tuple[list[str], str]:
+    """Captions and label of a record of any kind; `DatasetError` if they are no texts."""
+    captions = record_field(record, "captions", list)
+    try:
+        return [typed(caption, str, "a caption") for caption in captions], typed(record.get("label", ""), str, "label")
+    except ValueError as error:
+        raise DatasetError(f"Record {record.get('id')!r} cannot be used: {error}.") from error
 
 
 def record_field(record: dict[str, Any], name: str, kind: type) -> Any:
