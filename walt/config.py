@@ -301,7 +301,10 @@ def from_json(text: str) -> ConfigDict:
         raise ConfigError(f"stored config is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"stored config must be a JSON object, got {_describe(values)}")
-    return ConfigDict(_plain(values))
+    try:
+        return ConfigDict(_plain(values))
+    except Exception as error:  # names that no config can have, such as those with dots
+        raise ConfigError(f"stored config is none: {error}") from error
 
 
 def diff(old: ConfigDict, new: ConfigDict) -> list[str]:

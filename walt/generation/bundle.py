@@ -83,6 +83,8 @@ def with_raw_latents(bundle: Bundle) -> Bundle:
 
 def encoder_checksum(autoencoder: Component) -> str:
     """SHA-256 over all that latents depend on: names and float32 values of the encoder's arrays and the statistics."""
+    if not isinstance(autoencoder.params.get("encoder"), dict):
+        raise BundleError("the autoencoder has no encoder")
     return _checksum({"encoder": autoencoder.params["encoder"], "extra": autoencoder.extra})
 
 
@@ -164,12 +166,18 @@ def read_bundle(path: epath.PathLike) -> Bundle:
             diffusion=None if index.get("diffusion") is None else field(index, "diffusion", dict),
             sampler=None if index.get("sampler") is None else field(index, "sampler", dict),
             licences=tuple(typed(licence, str, "a licence") for licence in licences),
-            card=typed(index.get("card") or {}, dict, "card"),
+            card=_card(index.get("card") or {}),
         )
     except BundleError:
         raise
     except ValueError as error:
         raise BundleError(f"{folder / INDEX} mistypes a field: {error}") from error
+
+
+def _card(card: Any) -> Mapping[str, Any]:
+    if field({"fps": 1.0} | typed(card, dict, "card"), "fps", float) <= 0:
+        raise ValueError(f"the card's fps must be positive, got {card['fps']}")
+    return card
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
