@@ -193,6 +193,25 @@ T5 = {
 }
 
 
+WORD_PIECE = {
+    "version": "1.0",
+    "added_tokens": [{"id": 0, "content": "[UNK]", "single_word": False, "lstrip": False, "rstrip": False,
+                      "normalized": False, "special": True}],
+    "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [1], "tokens": ["[CLS]"]}},
+    },
+    "model": {
+        "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+        "vocab": {"[UNK]": 0, "[CLS]": 1, "a": 2, "ball": 3},
+    },
+}  # fmt: skip
+
+
 def torch_pickle() -> bytes:
     """An ordered dict of two tensors, as torch pickles them."""
 
@@ -349,6 +368,9 @@ def all_readers(folder: Path) -> dict[str, Reader]:
         "torch legacy": Reader((torch_legacy(),), read_torch, (TorchFileError,), tokens=OPCODES),
         "torch zip": Reader((torch_zip(),), read_torch, (TorchFileError,), tokens=OPCODES),
         "torch program": Reader((torch_pickle(),), read_torch_program, (TorchFileError,), tokens=OPCODES, share=2.0),
+        "tokenizer.json": Reader(
+            (JSON.encode(WORD_PIECE),), lambda data, _: read_tokenizer(data)(["a ball"], 8), (TokenizerError,), JSON
+        ),
         "tokenizer": Reader((pieces,), lambda data, _: read_tokenizer(data)(["a ball"], 8), (TokenizerError,)),
         "stored config": Reader((JSON.encode(CONFIG),), read_config, (CheckpointError,), JSON),
         "stored clock": Reader((JSON.encode(CLOCK),), read_clock, (CheckpointError,), JSON),
