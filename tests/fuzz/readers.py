@@ -304,7 +304,7 @@ def checkpoint_reader(folder: Path) -> Reader:
         weights = workdir / "checkpoints" / "3" / "weights"
         shutil.rmtree(weights)
         shutil.copytree(whole, weights)
-        (weights / files[data[0] % len(files)]).write_bytes(data[1:])
+        (weights / files[sum(data[:1]) % len(files)]).write_bytes(data[1:])
         restore_parts(workdir)
 
     seeds = tuple(bytes([index]) + (whole / file).read_bytes() for index, file in enumerate(files))
