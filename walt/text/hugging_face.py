@@ -105,6 +105,7 @@ def _read(path: Path, name: str) -> np.ndarray:
 
 def _plain_name(file: Any) -> str:
     """The name of a file in the same folder: no index makes us read elsewhere on the disk."""
-    if file != Path(typed(file, str, "a file of weights")).name or "\0" in file:
+    name = typed(file, str, "a file of weights")
+    if name != Path(name).name or name in ("", "..") or "\0" in name:
         raise ValueError(f"{file!r} is not a plain file name")
-    return file
+    return name
