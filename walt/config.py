@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from walt.untrusted import parse_json
+
 T = TypeVar("T")
 
 
@@ -294,12 +296,15 @@ def to_json(config_dict: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """The inverse of `to_json`; every JSON list becomes a tuple."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"stored config is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"stored config must be a JSON object, got {_describe(values)}")
-    return ConfigDict(_plain(values))
+    try:
+        return ConfigDict(_plain(values))
+    except Exception as error:  # names that no config can have, such as those with dots
+        raise ConfigError(f"stored config is none: {error}") from error
 
 
 def diff(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 import walt.config
 from walt import command
+from walt.untrusted import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ OWN_FLAGS: dict[str, tuple[str, ...]] = {  # of some conversions alone
 
 def _read_card(path: str) -> dict[str, Any]:
     try:
-        card = json.loads(epath.Path(path).read_text())
+        card = parse_json(epath.Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise command.CommandError(f"--card: {path} cannot be read as JSON: {error}") from error
     if not isinstance(card, dict):

@@ -41,6 +41,7 @@ class LatentsConfig:
     low_resolution: int = option(
         "Encode every clip a second time, that many times smaller, for a super-resolution model; 1: do not.", default=1
     )
+    max_bad_records: int = option("Leave out and list up to so many clips of a split that cannot be read.", default=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ everything else is the architecture of the large models.
 """
 
 from walt.config import ConfigError, to_config_dict
-from walt.data.loader import LoaderConfig
+from walt.data.config import LoaderConfig
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.experiment.config import DiffusionExperiment
 from walt.text.config import TextEncoderConfig

@@ -141,6 +141,21 @@ def test_a_wrong_checksum_is_found_before_anything_is_read(tmp_path):
         (legacy(program(a=whole(view=numbers(1, 2, 3))), STORAGES), "only whole storages"),
         (legacy(program(a=text("no tensor")), {}), "something else than a dict of tensors"),
         (legacy(b"\x80\x02K\x01.", {}), "something else than a dict of tensors"),
+        (legacy(program(a=whole(shape=(9, 9), strides=(0, 0))), STORAGES), "reaches beyond its storage"),
+        (
+            legacy(
+                program(**{f"t{i}": whole("b", elements=2000, shape=(2000,)) for i in range(99)}),
+                {"b": np.zeros(2000, "<f4")},
+            ),
+            "together far larger than the file",
+        ),
+        (legacy(program(a=whole(), b=whole("b")), {"a": LETTERS[:5], "b": LETTERS[:5]}), "should have 24"),
+        (legacy(b"\x80\x02}K\x01K\x02s.", {}), "a dict whose keys are not texts"),
+        (legacy(b"\x80\x02c__builtin__\nset\n.", {}), "names __builtin__.set"),
+        (legacy(b"\x80\x02]\x90.", {}), "the instruction ADDITEMS is none that tensors need"),
+        (legacy(b"\x80\x02Nr\xff\xff\xff\xffj\xff\xff\xff\xff\x86.", {}), "something else than a dict of tensors"),
+        (legacy(b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", {}), "something else than a dict"),
+        (legacy(b"\x80\x02" + b")" + b"\x85" * 10**5 + b".", {}), "something else than a dict"),
         (pickle.dumps(1) * 2, "does not begin as one"),
         (b"", "not a readable torch file"),
         (bytes(range(64)), "not a readable torch file"),
@@ -150,6 +165,15 @@ def test_a_wrong_checksum_is_found_before_anything_is_read(tmp_path):
 def test_refuses_what_does_not_add_up(tmp_path, data, message):
     with pytest.raises(TorchFileError, match=message):
         read(tmp_path, data)
+
+
+def test_a_zip_file_that_unpacks_into_more_than_it_is_is_not_unpacked(tmp_path):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("example/data.pkl", GOOD)
+        archive.writestr("example/data/a", bytes(2**20))
+    with pytest.raises(TorchFileError, match="would unpack into more than it is"):
+        read(tmp_path, file.getvalue())
 
 
 @pytest.mark.parametrize("pack", [legacy, zipped])

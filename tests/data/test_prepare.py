@@ -53,7 +53,14 @@ def test_latents_are_the_job_of_the_experiment_room(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "walt.experiment.latents", types.SimpleNamespace(prepare=asked.update))
     monkeypatch.setitem(sys.modules, "walt.experiment", types.SimpleNamespace())
     prepare.main(["walt prepare", "latents", "--output=o", "--input=i", "--autoencoder=mini"])
-    assert asked == {"autoencoder": "mini", "input": "i", "output": "o", "limit": 0, "low_resolution": 1}
+    assert asked == {
+        "autoencoder": "mini",
+        "input": "i",
+        "output": "o",
+        "limit": 0,
+        "low_resolution": 1,
+        "max_bad_records": 0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,35 @@ def test_unreadable_manifests(copy: Path, changes: dict) -> None:
         records.read_manifest(copy)
 
 
+@pytest.mark.parametrize("file", ["../data/x", "/etc/passwd", "..", "", "a\\b", "a\0", 5])
+def test_a_shard_is_a_plain_file_of_the_folder(copy: Path, file: object) -> None:
+    splits = json.loads((copy / records.MANIFEST).read_text())["splits"]
+    splits["train"]["shards"][0]["file"] = file
+    edit_manifest(copy, splits=splits)
+    with pytest.raises(records.DatasetError, match=r"is not a plain file name|file must be str"):
+        records.read_manifest(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"fps": 0}, "fps must be positive"),
+        ({"fps": "8"}, "fps must be float, got '8'"),
+        ({"seed": True}, "seed must be int, got True"),
+        ({"shapes": {"clip": [-1, 2]}}, r"clip cannot have the shape \(-1, 2\)"),
+        ({"shapes": {"clip": [1.5]}}, "the shape of clip must be int"),
+        ({"splits": {"train": {"count": 3, "shards": []}}}, "a split of 3 records has shards with 0"),
+        ({"splits": {"train": {"count": -1, "shards": []}}}, "count must be a number of records, got -1"),
+        ({"versions": {"numpy": 2}}, "the version of numpy must be str"),
+        ({"surplus": 1}, "a manifest has no field 'surplus'"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_said(copy: Path, changes: dict, problem: str) -> None:
+    edit_manifest(copy, **changes)
+    with pytest.raises(records.DatasetError, match=problem):
+        records.read_manifest(copy)
+
+
 def test_manifest_that_is_no_json(copy: Path) -> None:
     (copy / records.MANIFEST).write_text("{")
     with pytest.raises(records.DatasetError, match="is not a manifest"):

@@ -158,6 +158,23 @@ def test_bad_requests(toy: Path, tmp_path: Path) -> None:
             config(toy, tmp_path, template=template)
 
 
+@pytest.mark.parametrize("key", ["pythonClassName", "type"])
+def test_a_module_that_the_features_name_is_not_imported(
+    toy: Path, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tensorflow-datasets itself imports it, which runs whatever lies in the module."""
+    (tmp_path / "planted.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    data = Path(shutil.copytree(toy, tmp_path / "toy"))
+    features = json.loads((data / "features.json").read_text())
+    label = {key: "planted.Feature"} | ({"content": {}} if key == "type" else {})
+    features["featuresDict"]["features"]["label"] = label
+    (data / "features.json").write_text(json.dumps(label if key == "type" else features))
+    with pytest.raises(records.DatasetError, match=r"'planted\.Feature' is no feature of tensorflow-datasets"):
+        recipe.prepare(config(data, tmp_path / "out"))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_short_examples_can_be_skipped(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     manifest = recipe.prepare(config(toy, tmp_path / "out", num_frames=10, skip_bad=True, heldout=0.0))
     assert manifest.splits["train"].count == 1 and len(manifest.extra["skipped"]) == 4

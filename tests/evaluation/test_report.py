@@ -168,6 +168,17 @@ def test_text_from_outside_cannot_become_markup():
     assert "<script" not in text and text.count("&lt;script&gt;") >= 7
 
 
+def test_captions_cannot_leave_the_attribute_or_cell_they_stand_in(footage):
+    games = ("<script>alert(1)</script>", '" onerror="alert(2)', "'><img src=x onerror=alert(3)>", "{{ 7 * 7 }}")
+    real, made = footage(4, seed=1, games=games), footage(3, seed=2, games=games)
+    result = evaluate_clips(real, reconstructions=real.videos, generated=made, training=[footage(4, games=games)])
+    text = render(Report("t", result=result, heldout=real, reconstructions=real.videos, generated=made))
+    page = Page(text)
+    assert "<script" not in text and "<img src=x" not in text and 'onerror="alert(2)' not in text.replace("&#34;", "'")
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert "{{ 7 * 7 }}" in page.text and "a game of <script>alert(1)</script>" in page.text
+
+
 def test_the_same_inputs_give_the_same_bytes_and_replace_the_old_page(full, tmp_path):
     path = tmp_path / "runs" / "report.html"
     assert write_report(full, path) == path

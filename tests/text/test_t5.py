@@ -119,6 +119,8 @@ def test_what_is_wrong_with_a_folder_is_said(copy, tmp_path):
         ({"d_model": 32}, "has shape .* its config calls for"),
         ({"num_layers": 4}, r"no array encoder\.block\.3"),
         ({"d_kv": 0}, "describes no T5"),
+        ({"num_layers": 2**40}, "num_layers must lie between 1 and 512"),
+        ({"d_model": "24"}, "d_model must be int, got '24'"),
     ):
         (copy / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ModelFolderError, match=message):
@@ -144,3 +146,8 @@ def test_weights_in_several_files(copy):
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     jax.tree.map(np.testing.assert_array_equal, read_t5(copy)[1], read_t5(STORED)[1])
+    for elsewhere in (f"../{copy.name}/a.safetensors", str(copy / "a.safetensors"), "..", "", "a\0", 5):
+        weight_map = dict.fromkeys(index["weight_map"], elsewhere)
+        (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(ModelFolderError, match=r"the weights in .* cannot be read"):
+            read_t5(copy)

@@ -63,4 +63,6 @@ def test_too_small_a_vocabulary():
 
 def test_not_a_model():
     with pytest.raises(TokenizerError, match="not a SentencePiece model"):
+        Tokenizer(b"")
+    with pytest.raises(TokenizerError, match="not a SentencePiece model"):
         Tokenizer(b"nonsense")

@@ -1,4 +1,4 @@
-"""Reads tensors from a file written by `torch.save`, without torch and without running what the file says.
+"""Reads tensors from a file written by `torch.save`, without torch and without unpickling.
 
 Two formats, both a pickle of tensors that refer to raw storages by key:
 
@@ -6,19 +6,20 @@ Two formats, both a pickle of tensors that refer to raw storages by key:
                            storage keys; then, for each key, an int64 number of elements and the elements
     zip     (torch >= 1.6) NAME/data.pkl, and NAME/data/KEY for each storage
 
-A pickle is a program. This one may name an ordered dict, the function that makes a tensor and the storage types; any other
-name ends the reading, and a file is not looked into at all before its SHA-256 is found right.
+A pickle is a program for a machine with a stack. `_Machine` is one that knows only the instructions which torch's files need
+and makes nothing but numbers, texts, tuples, lists, dicts and tensors; any other name or instruction ends the reading. A file is
+not looked into at all before its SHA-256 is found right.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-import pickle
+import pickletools
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,41 +38,29 @@ DTYPES = {
     "ByteStorage": "<u1",
     "BoolStorage": "?",
 }
+_MAX_COPIES = 16  # tensors may share storages, but all of them together are not larger than so many files
 
 
 class TorchFileError(ValueError):
     """A file that cannot or must not be read; the message names it and says why."""
 
 
-class _StorageType(NamedTuple):
-    """Stands for `torch.FloatStorage` and its like; immutable, so no pickle can tamper with it."""
+class _Name(NamedTuple):
+    """A function or class that a pickle names. Nothing is imported: the machine knows what to do for the few it allows."""
 
-    dtype: str
-
-
-class _RebuildTensor:
-    """Stands for `torch._utils._rebuild_tensor_v2`; without a `__dict__`, so no pickle can tamper with it."""
-
-    __slots__ = ()
-
-    def __call__(
-        self, storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
-    ) -> np.ndarray:
-        """A view of the storage, whose values may come later; what else torch notes of a tensor is for training."""
-        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= storage.size):
-            raise pickle.UnpicklingError(
-                f"a tensor of shape {shape} reaches beyond its storage of {storage.size} elements"
-            )
-        view = np.lib.stride_tricks.as_strided
-        return view(storage[offset:], shape, tuple(stride * storage.itemsize for stride in strides))
+    module: str
+    name: str
 
 
-ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
-    **{("torch", name): _StorageType(dtype) for name, dtype in DTYPES.items()},
-}
+class _Storage(NamedTuple):
+    """Values in memory, of which tensors are views."""
+
+    values: np.ndarray
+
+
+ORDERED_DICT, REBUILD = _Name("collections", "OrderedDict"), _Name("torch._utils", "_rebuild_tensor_v2")
+ALLOWED = {ORDERED_DICT, REBUILD, *(_Name("torch", name) for name in DTYPES)}
+_MARK = object()
 
 
 def read_tensors(path: str | os.PathLike[str], sha256: str) -> dict[str, np.ndarray]:
@@ -93,71 +82,190 @@ def read_tensors(path: str | os.PathLike[str], sha256: str) -> dict[str, np.ndar
         raise TorchFileError(f"{path} {error}") from error
     except Exception as error:  # a pickle can fail in as many ways as a program
         raise TorchFileError(f"{path} is not a readable torch file: {error}") from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(array, np.ndarray) for name, array in tensors.items()
-    ):
+    if not isinstance(tensors, dict) or not all(isinstance(array, np.ndarray) for array in tensors.values()):
         raise TorchFileError(f"{path} holds something else than a dict of tensors")
+    if sum(array.nbytes for array in tensors.values()) > _MAX_COPIES * len(data):
+        raise TorchFileError(f"{path} holds tensors that are together far larger than the file")
     return {name: np.array(array) for name, array in tensors.items()}  # copies: no tensor keeps a whole storage alive
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes nothing but what is allowed, and asks `storage(dtype, key, elements)` for the storages."""
+class _Machine:
+    """Runs the pickle that begins where `file` stands, up to its last instruction, and asks `storage(dtype, key, elements)` for
+    the storages. Raises `TorchFileError` for names that are not allowed, and whatever else comes up.
+    """
 
     def __init__(self, file: io.BytesIO, storage: Callable[[str, str, int], np.ndarray]):
-        super().__init__(file, encoding="utf-8")
-        self._storage = storage
+        self._file, self._storage = file, storage
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise TorchFileError(f"names {module}.{name}, which a file of tensors has no need of, so it is not read")
-        return ALLOWED[module, name]
+    def run(self) -> Any:
+        """What the pickle stands for."""
+        for instruction, argument, _ in pickletools.genops(self._file):
+            if instruction.name == "STOP":
+                (result,) = self._stack
+                return result
+            self._do(instruction.name, argument)
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
+    def _do(self, instruction: str, argument: Any) -> None:
+        stack = self._stack
+        match instruction:
+            case "PROTO" | "FRAME":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[instruction])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(argument)
+            case "MARK":
+                stack.append(_MARK)
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE":
+                stack.append(tuple(self._marked()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._pop(int(instruction[-1]))))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "APPEND" | "APPENDS":
+                items = self._marked() if instruction == "APPENDS" else self._pop(1)
+                self._top(list).extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = self._marked() if instruction == "SETITEMS" else self._pop(2)
+                self._top(dict).update(self._pairs(items))
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "GLOBAL":
+                stack.append(_allowed(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                stack.append(_allowed(*self._pop(2)))
+            case "REDUCE":
+                function, arguments = self._pop(2)
+                stack.append(_call(function, arguments))
+            case "BINPERSID":
+                stack.append(self._find(*self._pop(1)))
+            case "BUILD":  # attributes that torch gives to an ordered dict, and nobody needs
+                self._pop(1)
+                self._top(dict)
+            case _:
+                raise ValueError(f"the instruction {instruction} is none that tensors need")
+
+    def _pop(self, count: int) -> list[Any]:
+        taken = self._stack[-count:]
+        if len(taken) < count or any(value is _MARK for value in taken):
+            raise ValueError("an instruction lacks its arguments")
+        del self._stack[-count:]
+        return taken
+
+    def _marked(self) -> list[Any]:
+        """What lies above the last mark, which goes with it."""
+        place = next(place for place in reversed(range(len(self._stack))) if self._stack[place] is _MARK)
+        taken = self._stack[place + 1 :]
+        del self._stack[place:]
+        return taken
+
+    def _top(self, kind: type) -> Any:
+        if not isinstance(self._stack[-1], kind):
+            raise ValueError(f"an instruction for a {kind.__name__} finds none")
+        return self._stack[-1]
+
+    def _pairs(self, items: list[Any]) -> Iterator[tuple[str, Any]]:
+        names, values = items[::2], items[1::2]
+        # Other keys could be made so that to hash them takes for ever.
+        if len(names) != len(values) or not all(isinstance(name, str) for name in names):
+            raise ValueError("it holds a dict whose keys are not texts")
+        return zip(names, values)
+
+    def _find(self, pid: Any) -> _Storage:
         kind, storage_type, key, _device, elements, *view = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType) or any(view):
-            raise pickle.UnpicklingError(f"it refers to {pid!r}, and only whole storages are understood")
-        return self._storage(storage_type.dtype, key, elements)
+        known = isinstance(storage_type, _Name) and storage_type.name in DTYPES
+        if kind != "storage" or not known or not isinstance(key, str) or any(view):
+            raise ValueError("it refers to something else, and only whole storages are understood")
+        if not isinstance(elements, int) or elements < 0:
+            raise ValueError(f"storage {key} cannot have {elements!r} elements")
+        return _Storage(self._storage(DTYPES[storage_type.name], key, elements))
+
+
+def _allowed(module: Any, name: Any) -> _Name:
+    if _Name(module, name) not in ALLOWED:
+        raise TorchFileError(f"names {module}.{name}, which a file of tensors has no need of, so it is not read")
+    return _Name(module, name)
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if function == ORDERED_DICT and arguments == ():
+        return {}
+    if function == REBUILD:
+        return _tensor(*arguments)
+    raise ValueError("it calls something that cannot be called")
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
+    """A view of the storage, whose values may come later; what else torch notes of a tensor is for training."""
+    if not isinstance(storage, _Storage) or not all(type(number) is int for number in (offset, *shape, *strides)):
+        raise ValueError("a tensor is made of something else than a storage and numbers")
+    values = storage.values
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    outside = 0 not in shape and (last >= values.size or math.prod(shape) > values.size)
+    if outside or min((offset, *shape, *strides)) < 0:
+        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {values.size} elements")
+    view = np.lib.stride_tricks.as_strided
+    return view(values[offset:], shape, tuple(stride * values.itemsize for stride in strides))
 
 
 def _no_storage(dtype: str, key: str, elements: int) -> np.ndarray:
-    raise pickle.UnpicklingError(f"storage {key} is out of place")
+    raise ValueError(f"storage {key} is out of place")
 
 
 def _read_legacy(data: bytes) -> Any:
     file = io.BytesIO(data)
     storages: dict[str, np.ndarray] = {}
+    room = len(data)
 
     def storage(dtype: str, key: str, elements: int) -> np.ndarray:
+        nonlocal room
         if key not in storages:
-            if elements * np.dtype(dtype).itemsize > len(data):
-                raise pickle.UnpicklingError(f"storage {key} would be larger than the file")
+            room -= elements * np.dtype(dtype).itemsize
+            if room < 0:
+                raise ValueError(f"storage {key} would be larger than the file")
             storages[key] = np.zeros(elements, dtype)
         return storages[key]
 
-    if [_Unpickler(file, _no_storage).load() for _ in range(2)] != [MAGIC, PROTOCOL]:
-        raise pickle.UnpicklingError("it does not begin as one")
-    if not _Unpickler(file, _no_storage).load()["little_endian"]:
-        raise pickle.UnpicklingError("it was written on a big-endian machine")
-    tensors = _Unpickler(file, storage).load()
-    for key in _Unpickler(file, _no_storage).load():
+    if [_Machine(file, _no_storage).run() for _ in range(2)] != [MAGIC, PROTOCOL]:
+        raise ValueError("it does not begin as one")
+    if not _Machine(file, _no_storage).run()["little_endian"]:
+        raise ValueError("it was written on a big-endian machine")
+    tensors = _Machine(file, storage).run()
+    for key in _Machine(file, _no_storage).run():
         array = storages.pop(key)
         (elements,) = np.frombuffer(file.read(8), "<i8")
         if elements != array.size:
-            raise pickle.UnpicklingError(f"storage {key} has {elements} elements and should have {array.size}")
+            raise ValueError(f"storage {key} has {elements} elements and should have {array.size}")
         array[...] = np.frombuffer(file.read(array.nbytes), array.dtype)
     if storages:
-        raise pickle.UnpicklingError(f"it ends before storage {min(storages)}")
+        raise ValueError(f"it ends before storage {min(storages)}")
     return tensors
 
 
 def _read_zip(data: bytes) -> Any:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        # Torch compresses nothing; what is compressed here, or lies twice in one place, is there to fill the memory.
+        if sum(member.file_size for member in archive.infolist()) > len(data):
+            raise ValueError("it would unpack into more than it is")
         (index,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = index.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-            raise pickle.UnpicklingError("it was written on a big-endian machine")
+            raise ValueError("it was written on a big-endian machine")
+        storages: dict[tuple[str, str], np.ndarray] = {}
 
         def storage(dtype: str, key: str, elements: int) -> np.ndarray:
-            return np.frombuffer(archive.read(f"{folder}data/{key}"), dtype, elements)
+            if (dtype, key) not in storages:
+                storages[dtype, key] = np.frombuffer(archive.read(f"{folder}data/{key}"), dtype)
+            return storages[dtype, key][:elements]
 
-        return _Unpickler(io.BytesIO(archive.read(index)), storage).load()
+        return _Machine(io.BytesIO(archive.read(index)), storage).run()

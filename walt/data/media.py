@@ -1,6 +1,7 @@
 """Video and image files, clips as bytes, and contact sheets. Pixels are uint8 [T, H, W, 3] at every border of this file."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import tempfile
@@ -12,16 +13,21 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import Float, UInt8
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 # Constant quality close to lossless to the eye; yuv420p is the one pixel format that every player shows.
 _CODECS = {
     ".mp4": ("libx264", {"crf": "16", "preset": "medium"}, {"movflags": "+faststart"}),
     ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "cpu-used": "4", "row-mt": "1"}, {}),
 }
+
+
+# The demuxers of those files. FFmpeg knows hundreds, some of which read whatever other file or address a playlist names.
+_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"
 
 
 class MediaError(ValueError):
@@ -36,47 +42,88 @@ def check_video(video: np.ndarray) -> None:
         raise MediaError(f"A video must have the shape [frames, height, width, 3], got {list(video.shape)}.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a media file may be at most; a small file can announce, or unpack into, far more than a machine can hold.
+
+    Attributes:
+      pixels: of a frame or image.
+      frames, seconds: of a video.
+      megabytes: of the file.
+      decoded_megabytes: of a video whose frames are all held in memory.
+    """
+
+    pixels: int = 2**26
+    frames: int = 2**20
+    seconds: float = 12 * 3600.0
+    megabytes: int = 2**16
+    decoded_megabytes: int = 2**13
+
+    def check(self, path: str | os.PathLike, **found: float) -> None:
+        """Raises MediaError naming the first of the `found` sizes that exceeds its limit."""
+        for name, value in found.items():
+            most = getattr(self, name)
+            if value > most:
+                shown, limit = (f"{number:,.3f}".rstrip("0").rstrip(".") for number in (value, most))
+                raise MediaError(f"{path} has {shown} {name.replace('_', ' ')}, more than the {limit} allowed.")
+
+
+LIMITS = Limits()
+
+
 # ---- reading
 
 
-def read_video(path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
-    """All frames of a video file and its frames per second; MediaError if it cannot be read or has no frame."""
-    frames = [frame for _, frame in iterate_frames(path)]
-    if len({frame.shape for frame in frames}) > 1:
-        raise MediaError(f"{path} changes its frame size on the way.")
-    return np.stack(frames), frame_rate(path)
+def read_video(path: str | os.PathLike, limits: Limits = LIMITS) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
+    """All frames of a video file and its frames per second; MediaError if it cannot be read, has no frame or exceeds a limit."""
+    frames: list[np.ndarray] = []
+    for _, frame in iterate_frames(path, limits):
+        if frame.shape != (frames or [frame])[0].shape:
+            raise MediaError(f"{path} changes its frame size on the way.")
+        limits.check(path, decoded_megabytes=(len(frames) + 1) * frame.nbytes / 2**20)
+        frames.append(frame)
+    return np.stack(frames), frame_rate(path, limits)
 
 
-def frame_rate(path: str | os.PathLike) -> float:
+def frame_rate(path: str | os.PathLike, limits: Limits = LIMITS) -> float:
     """Mean frames per second of a video file."""
-    times = frame_times(path)
+    times = frame_times(path, limits)
     if len(times) > 1 and times[-1] > 0:
         return round((len(times) - 1) / times[-1], 6)
-    with _open(path) as (_, stream):
+    with _open(path, limits) as (_, stream):
         return float(stream.average_rate or stream.guessed_rate or 1)
 
 
-def frame_times(path: str | os.PathLike) -> Float[np.ndarray, " t"]:
+def frame_times(path: str | os.PathLike, limits: Limits = LIMITS) -> Float[np.ndarray, " t"]:
     """Seconds since the first frame at which each frame of a video appears, read without decoding; MediaError as above."""
-    with _open(path) as (container, stream):
-        stamps = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
-        times = np.sort(np.asarray(stamps, np.float64)) * float(stream.time_base)
+    stamps: list[int] = []
+    with _open(path, limits) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                stamps.append(packet.pts)
+                limits.check(path, frames=len(stamps))
+        times = np.sort(np.asarray(stamps, np.float64)) * float(stream.time_base or 0)
     if not len(times):
         raise MediaError(f"{path} holds no frame.")
+    limits.check(path, seconds=times[-1] - times[0])
     return times - times[0]
 
 
-def iterate_frames(path: str | os.PathLike) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
+def iterate_frames(
+    path: str | os.PathLike, limits: Limits = LIMITS
+) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
     """Yields (seconds since the first frame, frame) without holding the whole video in memory.
 
     Raises:
-      MediaError: the file is missing, no video, damaged, or holds no frame.
+      MediaError: the file is missing, no video, damaged, holds no frame, or exceeds a limit, which what it announces does before
+        any frame is decoded.
     """
     first = None
-    with _open(path) as (container, stream):
+    with _open(path, limits) as (container, stream):
         rate = float(stream.average_rate or stream.guessed_rate or 1)
         stream.thread_type = "AUTO"
         for index, frame in enumerate(container.decode(stream)):
+            limits.check(path, frames=index + 1, seconds=index / rate, pixels=frame.width * frame.height)
             time = index / rate if frame.time is None else float(frame.time)
             first = time if first is None else first
             # Phones store upright video lying down, with a rotation to apply when it is shown.
@@ -87,28 +134,53 @@ def iterate_frames(path: str | os.PathLike) -> Iterator[tuple[float, UInt8[np.nd
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike):
+def _open(path: str | os.PathLike, limits: Limits):
     """Opens the first video stream of a file and turns every reason why it cannot be read into a MediaError."""
-    if not Path(path).is_file():
-        raise MediaError(f"There is no file {path}.")
+    _check_file(path, limits)
     try:
-        with av.open(str(path)) as container:
+        # An absolute path is never taken for an address, and no file makes FFmpeg open another one.
+        options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
+        with av.open(str(Path(path).absolute()), options=options) as container:
             if not container.streams.video:
                 raise MediaError(f"{path} has no video stream.")
-            yield container, container.streams.video[0]
-    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise MediaError(f"{path} cannot be read as a video: there is no decoder for it.")
+            announced = float((stream.duration or 0) * (stream.time_base or 0))
+            limits.check(path, pixels=stream.width * stream.height, frames=stream.frames, seconds=announced)
+            stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # a stream may grow on the way
+            yield container, stream
+    except MediaError:
+        raise
+    except (av.error.FFmpegError, ValueError, TypeError, ArithmeticError) as error:
         raise MediaError(f"{path} cannot be read as a video: {error}") from error
 
 
-def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file as RGB; MediaError if it cannot be read."""
+def read_image(path: str | os.PathLike, limits: Limits = LIMITS) -> UInt8[np.ndarray, "h w 3"]:
+    """An image file as RGB; MediaError if it cannot be read or exceeds a limit."""
+    _check_file(path, limits)
+    with _image_errors(f"{path} cannot be read as an image"), Image.open(path, formats=_IMAGE_FORMATS) as image:
+        limits.check(path, pixels=image.width * image.height)
+        return np.array(image.convert("RGB"))
+
+
+def _check_file(path: str | os.PathLike, limits: Limits) -> None:
     if not Path(path).is_file():
         raise MediaError(f"There is no file {path}.")
+    limits.check(path, megabytes=Path(path).stat().st_size / 2**20)
+
+
+@contextlib.contextmanager
+def _image_errors(problem: str) -> Iterator[None]:
+    """Whatever Pillow's decoders raise, among others struct.error and IndexError, becomes a MediaError."""
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path} cannot be read as an image: {error}") from error
+        yield
+    except MediaError:
+        raise
+    except UnidentifiedImageError as error:  # its own message names an address in memory
+        raise MediaError(f"{problem}: not of a known format") from error
+    except Exception as error:
+        raise MediaError(f"{problem}: {error}") from error
 
 
 def resize(frame: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -226,16 +298,28 @@ def encode_clip(video: UInt8[np.ndarray, "t h w 3"]) -> bytes:
     return file.getvalue()
 
 
-def decode_clip(data: bytes) -> UInt8[np.ndarray, "t h w 3"]:
-    """The clip that `encode_clip` made bytes of; MediaError if they are anything else."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-            frames = int(image.info["frames"])
-            pixels = np.array(image)
-        return pixels.reshape(frames, pixels.shape[0] // frames, pixels.shape[1], 3)
-    except (OSError, KeyError, ValueError, SyntaxError, ZeroDivisionError, Image.DecompressionBombError) as error:
-        raise MediaError(f"These {len(data)} bytes are not an encoded clip: {error}") from error
+def decode_clip(data: bytes, shape: tuple[int, ...] | None = None) -> UInt8[np.ndarray, "t h w 3"]:
+    """The clip that `encode_clip` made bytes of; MediaError if they are anything else.
+
+    With a `shape` [T, H, W, 3], a clip of another one is refused before its pixels are unpacked.
+    """
+    with (
+        _image_errors(f"These {len(data)} bytes are not an encoded clip"),
+        Image.open(io.BytesIO(data), formats=["PNG"]) as image,
+    ):
+        LIMITS.check("A clip", decoded_megabytes=3 * image.width * image.height / 2**20)
+        if shape is not None and (image.height, image.width) != (shape[0] * shape[1], shape[2]):
+            raise MediaError(f"A clip has {image.height}x{image.width} pixels in all, which is not the shape {shape}.")
+        if image.mode != "RGB":
+            raise MediaError(f"A clip has the colours {image.mode}, not RGB.")
+        image.load()
+        frames = int(image.info["frames"])
+        if frames < 1 or image.height % frames:
+            raise MediaError(f"A clip of {image.height} rows cannot have {frames} frames.")
+        clip = np.array(image).reshape(frames, image.height // frames, image.width, 3)
+    if shape is not None and clip.shape != tuple(shape):
+        raise MediaError(f"A clip has the shape {clip.shape}, not {tuple(shape)}.")
+    return clip
 
 
 # ---- contact sheets

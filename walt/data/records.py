@@ -9,76 +9,59 @@ hold {"id", "captions", "label", "video", "images"}, and maybe {"low_video", "lo
 stand in `Manifest.shapes`.
 """
 
+import bisect
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgpack
 from absl import logging
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 
-FORMAT = 1
-MANIFEST = "manifest.json"
+from walt.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    DatasetError,
+    Manifest,
+    Shard,
+    Split,
+    local,
+    read_manifest,
+    write_manifest,
+)
 
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "DatasetError",
+    "Manifest",
+    "RecordSource",
+    "RecordWriter",
+    "Shard",
+    "Split",
+    "already_prepared",
+    "file_sha256",
+    "new_dataset",
+    "package_versions",
+    "read_manifest",
+    "shard_name",
+    "verify",
+    "write_manifest",
+]
 
-class DatasetError(ValueError):
-    """A record folder is missing, half written, damaged or of another kind; the message names the file."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One ArrayRecord file: its name inside the folder, its records and its checksum."""
-
-    file: str
-    count: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """A named part of a data set ("train" or "heldout") and the shards that hold it."""
-
-    count: int
-    shards: tuple[Shard, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What a record folder holds.
-
-    Attributes:
-      name: the recipe that made it ("atari", "film", "video_folder", "tfds", "latents").
-      splits: the parts of the data set by name.
-      shapes: shape of every array field of a record, e.g. {"clip": (17, 64, 64, 3)}.
-      fps: frames per second of the clips.
-      seed: the seed the footage was made or chosen with.
-      request: the arguments of the recipe; a second request that differs is refused.
-      versions: the packages that made the content.
-      extra: anything else a recipe wants to keep (label counts, autoencoder checksum).
-    """
-
-    name: str
-    splits: Mapping[str, Split]
-    shapes: Mapping[str, tuple[int, ...]]
-    fps: float
-    seed: int
-    request: Mapping[str, Any]
-    versions: Mapping[str, str]
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def summary(self) -> str:
-        """One line for people, such as "240 train and 24 heldout records, clip 17x64x64x3, 8 fps"."""
-        counts = " and ".join(f"{split.count:,} {name}" for name, split in self.splits.items())
-        shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
-        return f"{counts} records, {shapes}, {self.fps:g} fps"
+MAX_RECORD_BYTES = 2**30
+_MAX_ITEMS = 4096  # entries of a list or map in a record
+_FIRST_PAUSE = 0.1  # seconds before a failed read is tried again; doubled every time
 
 
 class RecordWriter:
@@ -136,18 +119,35 @@ class RecordWriter:
 class RecordSource:
     """Random access to the decoded records of one split; picklable, so that loader workers can carry it.
 
+    A read that fails is tried again with growing pauses, since storage has bad moments; a record that was damaged on its way to
+    the disk stays damaged, so it is tried just once more.
+
     Args:
       directory: a finished record folder.
       split: the part to read.
+      retry_seconds: how long a failing read is tried again. A shard that failed for so long is then tried once at each read.
+      max_bytes: largest record that is looked into.
+
+    Attributes:
+      retries: reads that failed and were tried again.
 
     Raises:
       DatasetError: the folder, the split or a shard is missing or damaged.
     """
 
-    def __init__(self, directory: str | os.PathLike, split: str = "train"):
-        self.directory = _local(directory)
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        split: str = "train",
+        *,
+        retry_seconds: float = 30.0,
+        max_bytes: int = MAX_RECORD_BYTES,
+    ):
+        self.directory = local(directory)
         self.split = split
         self.manifest = read_manifest(directory)
+        self.retries = 0
+        self._retry_seconds, self._max_bytes = retry_seconds, max_bytes
         if split not in self.manifest.splits:
             raise DatasetError(f"{directory} has no split {split!r}; it has {sorted(self.manifest.splits)}.")
         shards = [shard for shard in self.manifest.splits[split].shards if shard.count]
@@ -155,32 +155,84 @@ class RecordSource:
             raise DatasetError(f"Split {split!r} of {directory} is empty.")
         for shard in shards:
             _check_readable(self.directory / shard.file, shard.count)
-        # The explicit range spares opening every file once more just to count it.
-        instructions = [f"{self.directory / shard.file}[0:{shard.count}]" for shard in shards]
-        self._source = array_record_data_source.ArrayRecordDataSource(instructions)
+        self._shards = [_ShardReader(self.directory / shard.file) for shard in shards]
+        self._ends = list(itertools.accumulate(shard.count for shard in shards))
+        self._given_up: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record `index` of the split; DatasetError if its bytes cannot be read."""
         if not 0 <= index < len(self):
             raise IndexError(f"Record {index} of a split with {len(self)} records.")
         try:
-            record = msgpack.unpackb(self._source[index])
+            record = unpack(self._read(index), self._max_bytes)
         except Exception as error:  # array_record and msgpack raise plain and differing types
             raise DatasetError(f"Record {index} of {self.directory} ({self.split}) cannot be read: {error}") from error
-        if not isinstance(record, dict):
-            raise DatasetError(f"Record {index} of {self.directory} ({self.split}) is not a msgpack map.")
         return record
 
+    def _read(self, index: int) -> bytes:
+        number = bisect.bisect_right(self._ends, index)
+        position = index - (self._ends[number - 1] if number else 0)
+        left = 0.0 if number in self._given_up else self._retry_seconds
+        pause, failures = _FIRST_PAUSE, 0
+        while True:
+            try:
+                data = self._shards[number].read(position)
+                self._given_up.discard(number)
+                return data
+            except Exception as error:  # array_record raises plain RuntimeErrors, whose text alone tells them apart
+                self._shards[number].close()
+                failures += 1
+                damaged = "orrupt" in str(error)
+                if left <= 0 or (damaged and failures > 1):
+                    if not damaged:
+                        self._given_up.add(number)
+                    raise
+            time.sleep(min(pause, left))
+            left, pause, self.retries = left - pause, 2 * pause, self.retries + 1
 
-def _local(directory: str | os.PathLike) -> Path:
-    if "://" in str(directory):
-        raise DatasetError(
-            f"{directory} is not a local path; ArrayRecord needs one, so mount the bucket or copy the folder."
-        )
-    return Path(directory)
+
+class _ShardReader:
+    """One file, opened at the first read; pickles as one that is not open."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._reader: Any = None
+        self._lock = threading.Lock()
+
+    def read(self, position: int) -> bytes:
+        with self._lock:
+            if self._reader is None:
+                # No reading ahead: records are wanted in random order.
+                self._reader = array_record_module.ArrayRecordReader(
+                    str(self._path), options="readahead_buffer_size:0", file_reader_buffer_size=2**15
+                )
+            reader = self._reader
+        (data,) = reader.read([position])
+        if not data:  # what a file gives that was cut short while it was open
+            raise OSError(f"{self._path} ends before this record")
+        return data
+
+    def close(self) -> None:
+        """Lets go of the reader: one that has failed fails for ever, whatever becomes of its file."""
+        with self._lock:
+            self._reader = None
+
+    def __reduce__(self) -> tuple:
+        return _ShardReader, (self._path,)
+
+
+def unpack(data: bytes, max_bytes: int = MAX_RECORD_BYTES) -> dict[str, Any]:
+    """The record that msgpack bytes stand for; a `ValueError` of some kind if they are anything else, or larger."""
+    if len(data) > max_bytes:
+        raise ValueError(f"it has {len(data):,} bytes, more than {max_bytes:,}")
+    # The limits hold before anything is allocated: a few bytes can announce a list of millions.
+    record = msgpack.unpackb(data, max_array_len=_MAX_ITEMS, max_map_len=_MAX_ITEMS, max_ext_len=0)
+    if not isinstance(record, dict) or not all(isinstance(name, str) for name in record):
+        raise ValueError("it is not a msgpack map with names")
+    return record
 
 
 def _check_readable(path: Path, count: int) -> None:
@@ -217,47 +269,6 @@ def package_versions(*packages: str) -> dict[str, str]:
     return versions
 
 
-def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
-    """Writes manifest.json in one atomic step; do it last, since its presence says that the folder is whole."""
-    text = json.dumps({"format": FORMAT, **dataclasses.asdict(manifest)}, indent=2) + "\n"
-    temporary = Path(directory) / (MANIFEST + ".partial")
-    temporary.write_text(text)
-    os.replace(temporary, Path(directory) / MANIFEST)
-
-
-def read_manifest(directory: str | os.PathLike) -> Manifest:
-    """Reads the manifest of a finished record folder.
-
-    Raises:
-      DatasetError: no such folder, no manifest (half written), not JSON, or an unknown format.
-    """
-    directory = _local(directory)
-    path = directory / MANIFEST
-    if not directory.is_dir():
-        raise DatasetError(f"There is no data set at {directory}; make one with `walt prepare … --output={directory}`.")
-    if not path.is_file():
-        raise DatasetError(
-            f"{directory} is no prepared data set, or a damaged one: it has no {MANIFEST}; name another folder, or make a data "
-            f"set of videos and images with `walt prepare video_folder --input={directory} --output=…`."
-        )
-    try:
-        fields = json.loads(path.read_text())
-        version = fields.pop("format")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} is not a manifest ({error}); remove the folder and prepare it again.") from error
-    if version != FORMAT:
-        raise DatasetError(f"{path} has format {version}, this version of walt reads format {FORMAT}.")
-    try:
-        splits = {
-            name: Split(split["count"], tuple(Shard(**shard) for shard in split["shards"]))
-            for name, split in fields.pop("splits").items()
-        }
-        shapes = {name: tuple(shape) for name, shape in fields.pop("shapes").items()}
-        return Manifest(splits=splits, shapes=shapes, **fields)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} lacks or mistypes a field ({error}); prepare the data set again.") from error
-
-
 def verify(directory: str | os.PathLike) -> Manifest:
     """Checks that every shard is present and has the checksum of the manifest, and returns the manifest."""
     manifest = read_manifest(directory)
@@ -279,7 +290,7 @@ def already_prepared(directory: str | os.PathLike, name: str, request: Mapping[s
     Raises:
       DatasetError: the folder is broken, or was made by another recipe or with other arguments.
     """
-    directory = _local(directory)
+    directory = local(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
     if not directory.is_dir():
@@ -305,7 +316,7 @@ def new_dataset(directory: str | os.PathLike) -> Iterator[Path]:
     Raises:
       DatasetError: something else took the place of `directory` meanwhile; the finished work is kept and named.
     """
-    directory = _local(directory).absolute()
+    directory = local(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{directory.name}.partial-"
     for leftover in sorted(directory.parent.glob(prefix + "*")):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from walt.data import caption_files, media
+from walt.data.latents import described, record_field
 from walt.data.records import MANIFEST, RecordSource, read_manifest
 from walt.evaluation.clips import Clips, EvaluationError, evenly_spaced
 
@@ -44,9 +45,9 @@ def caption_labels(directory: str | os.PathLike[str], split: str = "heldout") ->
     source = RecordSource(directory, split)
     found: dict[str, set[str]] = {}
     for index in range(len(source)):
-        record = source[index]
-        for caption in record["captions"]:
-            found.setdefault(caption, set()).add(record["label"])
+        captions, label = described(source[index])
+        for caption in captions:
+            found.setdefault(caption, set()).add(label)
     return {caption: next(iter(labels)) for caption, labels in found.items() if len(labels) == 1}
 
 
@@ -96,17 +97,18 @@ def _gather(source: RecordSource, rows: np.ndarray) -> Clips:
             raise EvaluationError(
                 f"{source.directory} holds {source.manifest.name!r} records without clips; name a data set of videos"
             )
-        video = media.decode_clip(record["clip"])
+        video = media.decode_clip(record_field(record, "clip", bytes))
+        captions, label = described(record)
         if videos is None:
             videos = np.empty((len(rows), *video.shape), np.uint8)
         if video.shape != videos.shape[1:]:
             raise EvaluationError(
-                f"{source.directory}: clip {record['id']!r} is {list(video.shape)}, others are {list(videos.shape[1:])}"
+                f"{source.directory}: clip {record.get('id')!r} is {list(video.shape)}, others are {list(videos.shape[1:])}"
             )
         videos[position] = video
-        labels.append(record["label"])
-        prompts.append(record["captions"][0] if record["captions"] else "")
-        ids.append(record["id"])
+        labels.append(label)
+        prompts.append(captions[0] if captions else "")
+        ids.append(str(record.get("id")))
     assert videos is not None
     return Clips(videos, tuple(labels), tuple(prompts), tuple(ids))
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from walt.autoencoder.config import AutoencoderConfig, AutoencoderLossConfig
 from walt.config import ConfigError, from_config_dict, nearest
-from walt.data.loader import LoaderConfig
+from walt.data.config import LoaderConfig
 from walt.data.records import read_manifest
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.samplers import lay_out

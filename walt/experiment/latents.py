@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from walt.autoencoder.config import AutoencoderConfig
 from walt.config import ConfigError, from_config_dict
 from walt.data import media, records
 from walt.data.bar import progress_bar
+from walt.data.faults import FaultLog, usable
+from walt.data.latents import described, record_field
 from walt.generation.bundle import RAW_LATENTS, encoder_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_autoencoder
@@ -32,11 +35,12 @@ def prepare(
     output: epath.PathLike,
     limit: int = 0,
     low_resolution: int = 1,
+    max_bad_records: int = 0,
 ) -> records.Manifest:
     """Encodes every split of the clips in `input` with the autoencoder of a bundle or workdir into the new folder `output`.
 
     With a `limit`, at most that many clips of each split, evenly spaced. With a factor of `low_resolution` above 1, the clips of
-    means over blocks of that many pixels a side as well.
+    means over blocks of that many pixels a side as well. Up to `max_bad_records` clips of a split that cannot be read are left out.
 
     A finished `output` from the same clips and weights is left as it is. Raises `DatasetError` if it is anything else, or
     if `input` holds no clips; `BundleError` if there is no autoencoder, `ConfigError` if it is not calibrated.
@@ -77,9 +81,8 @@ def prepare(
         splits = {}
         for split, info in source.splits.items():
             with records.RecordWriter(directory, split, num_shards=len(info.shards)) as writer:
-                for record in _encoded(
-                    pipeline, records.RecordSource(input, split), frames, split, limit, low_resolution
-                ):
+                clips = _clips(records.RecordSource(input, split), limit, max_bad_records)
+                for record in _encoded(pipeline, clips, frames, low_resolution):
                     writer.write(record)
                     labels.add(record["label"])
                 splits[split] = writer.close()
@@ -112,22 +115,36 @@ def _shapes(latent: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return {"video": latent, "images": (STILLS, *latent[1:])}
 
 
+def _clips(
+    source: records.RecordSource, limit: int, max_bad_records: int
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """(id, captions and label; clip) of the chosen records that can be read."""
+    shape = source.manifest.shapes["clip"]
+    chosen = np.linspace(0, len(source) - 1, min(limit or len(source), len(source))).round().astype(int)
+    log = FaultLog(f"{source.directory} ({source.split})", max_bad_records, setting="--max_bad_records")
+
+    def read(index: int) -> tuple[dict[str, Any], np.ndarray]:
+        record = source[index]
+        captions, label = described(record)
+        kept = {"id": str(record.get("id")), "captions": captions, "label": label}
+        return kept, media.decode_clip(record_field(record, "clip", bytes), shape)
+
+    bar = progress_bar(chosen.tolist(), desc=f"encoding {source.split}", unit="clip")
+    return usable(bar, read, log)
+
+
 def _encoded(
-    pipeline: Pipeline, source: records.RecordSource, stills: np.ndarray, split: str, limit: int, low_resolution: int
+    pipeline: Pipeline, clips: Iterator[tuple[dict[str, Any], np.ndarray]], stills: np.ndarray, low_resolution: int
 ) -> Iterator[dict[str, Any]]:
     """The latents record of every clip."""
-    count = min(limit or len(source), len(source))
-    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
-    for start in progress_bar(range(0, count, BATCH), desc=f"encoding {split}", unit="batch"):
+    while batch := list(islice(clips, BATCH)):
         # The last batch is filled up with its last clip, so that there is one shape to compile.
-        batch = [source[int(chosen[min(start + i, count - 1)])] for i in range(BATCH)]
-        clips = np.stack([media.decode_clip(record["clip"]) for record in batch])
-        arrays = _latents(pipeline, clips, stills)
+        videos = np.stack([video for _, video in [*batch, *batch[-1:] * (BATCH - len(batch))]])
+        arrays = _latents(pipeline, videos, stills)
         if low_resolution > 1:
-            small = _latents(pipeline, smaller(clips, low_resolution), stills)
+            small = _latents(pipeline, smaller(videos, low_resolution), stills)
             arrays |= {f"low_{name}": array for name, array in small.items()}
-        for i, record in enumerate(batch[: count - start]):
-            kept = {name: record[name] for name in ("id", "captions", "label")}
+        for i, (kept, _) in enumerate(batch):
             yield kept | {name: np.asarray(array[i], np.float32).tobytes() for name, array in arrays.items()}
 
 

@@ -14,7 +14,7 @@ from walt.autoencoder.config import (
     PerceptualConfig,
 )
 from walt.config import ConfigError, to_config_dict
-from walt.data.loader import LoaderConfig
+from walt.data.config import LoaderConfig
 from walt.experiment.config import AutoencoderExperiment
 from walt.training.config import OptimizerConfig, TrainingConfig
 

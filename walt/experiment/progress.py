@@ -13,6 +13,7 @@ from etils import epath
 
 from walt.config import ConfigError
 from walt.evaluation import peak_memory_gb
+from walt.untrusted import parse_json, typed
 
 
 class Progress:
@@ -29,7 +30,7 @@ class Progress:
     def __init__(self, folder: Path, request: Mapping[str, Any]):
         self._path = folder / "progress.json"
         try:
-            stored = json.loads(self._path.read_text()) if self._path.exists() else {}
+            stored = typed(parse_json(self._path.read_bytes()), dict, "it") if self._path.exists() else {}
         except ValueError as error:
             raise ConfigError(f"{self._path} cannot be read ({error}); move {folder} away or choose another") from error
         request = json.loads(json.dumps(request))

@@ -11,7 +11,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from walt.config import ConfigError, to_config_dict
-from walt.data.loader import LoaderConfig
+from walt.data.config import LoaderConfig
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.experiment.config import DiffusionExperiment
 from walt.text.config import TextEncoderConfig

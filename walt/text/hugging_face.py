@@ -5,7 +5,6 @@ Nothing in them is code: JSON and plain arrays alone are read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 import safetensors
 
 from walt.training.task import Tree
+from walt.untrusted import field, parse_json, typed
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -38,9 +38,9 @@ def read_config(folder: Path, architecture: str) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = typed(parse_json(path.read_bytes()), dict, "a config")
         found = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ModelFolderError(f"{path} cannot be read as the config of a model: {error}") from error
     if found != architecture:
         raise ModelFolderError(f"{path} is the config of a {found!r} model, not of a {architecture!r} one")
@@ -87,10 +87,11 @@ def _files(folder: Path) -> dict[str, Path]:
         if single.is_file():
             with safetensors.safe_open(single, framework="flax") as file:
                 return dict.fromkeys(file.keys(), single)
-        return {name: folder / Path(file).name for name, file in json.loads(index.read_text())["weight_map"].items()}
+        weight_map = field(parse_json(index.read_bytes()), "weight_map", dict)
+        return {name: folder / _plain_name(file) for name, file in weight_map.items()}
     except FileNotFoundError as error:
         raise ModelFolderError(f"{folder} holds neither {SINGLE} nor {INDEX}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ModelFolderError(f"the weights in {folder} cannot be read: {error}") from error
 
 
@@ -98,5 +99,13 @@ def _read(path: Path, name: str) -> np.ndarray:
     try:
         with safetensors.safe_open(path, framework="flax") as file:  # NumPy alone has no bfloat16
             return np.asarray(file.get_tensor(name), np.float32)
-    except (OSError, safetensors.SafetensorError) as error:
+    except Exception as error:  # safetensors raises its own errors, and flax others for types that it lacks
         raise ModelFolderError(f"{name} in {path} cannot be read: {error}") from error
+
+
+def _plain_name(file: Any) -> str:
+    """The name of a file in the same folder: no index makes us read elsewhere on the disk."""
+    name = typed(file, str, "a file of weights")
+    if name != Path(name).name or name in ("", "..") or "\0" in name:
+        raise ValueError(f"{file!r} is not a plain file name")
+    return name

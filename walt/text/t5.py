@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from walt.config import ConfigError
 from walt.text.config import TextEncoderConfig
@@ -10,6 +11,7 @@ from walt.text.encoder import TextEncoder
 from walt.text.hugging_face import ModelFolderError, Source, read_arrays, read_config
 from walt.training.module import Functional
 from walt.training.task import Tree
+from walt.untrusted import field
 
 VOCABULARY = 32128
 SIZES = {  # width, depth, heads, head_width, mlp_width
@@ -52,21 +54,30 @@ def read_t5(folder: Path, dtype: str = "bfloat16") -> tuple[TextEncoderConfig, T
 
 def _config(folder: Path, dtype: str) -> TextEncoderConfig:
     stored = read_config(folder, "t5")
-    if "gated" not in stored.get("feed_forward_proj", "relu"):
+    if "gated" not in str(stored.get("feed_forward_proj", "relu")):
         raise ModelFolderError(
             f"{folder} holds a T5 of version 1.0 ({stored.get('feed_forward_proj')}); use version 1.1"
         )
+    stored = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128} | stored
     try:
         return TextEncoderConfig(
-            vocab_size=stored["vocab_size"],
-            width=stored["d_model"],
-            depth=stored["num_layers"],
-            heads=stored["num_heads"],
-            head_width=stored["d_kv"],
-            mlp_width=stored["d_ff"],
-            relative_buckets=stored.get("relative_attention_num_buckets", 32),
-            relative_distance=stored.get("relative_attention_max_distance", 128),
+            vocab_size=_size(stored, "vocab_size"),
+            width=_size(stored, "d_model"),
+            depth=_size(stored, "num_layers", most=512),
+            heads=_size(stored, "num_heads"),
+            head_width=_size(stored, "d_kv"),
+            mlp_width=_size(stored, "d_ff"),
+            relative_buckets=_size(stored, "relative_attention_num_buckets"),
+            relative_distance=_size(stored, "relative_attention_max_distance"),
             dtype=dtype,  # type: ignore[arg-type]
         )
-    except (KeyError, TypeError, ConfigError) as error:
+    except (ValueError, ConfigError) as error:
         raise ModelFolderError(f"{folder / 'config.json'} describes no T5 that can be used: {error}") from error
+
+
+def _size(stored: dict[str, Any], name: str, most: int = 2**20) -> int:
+    """A size of the model; `ValueError` where a model that large would only be made to fill the memory."""
+    size = field(stored, name, int)
+    if not 1 <= size <= most:
+        raise ValueError(f"{name} must lie between 1 and {most}, got {size}")
+    return size

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import sentencepiece
@@ -28,6 +29,7 @@ class Tokenizer:
         self.model_bytes = model_bytes
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+            self._processor.encode("a")  # where there is no model in the bytes, only this says so
         except RuntimeError as error:
             raise TokenizerError(f"not a SentencePiece model: {error}") from error
 
@@ -86,12 +88,10 @@ class WordPiece:
                 "this tokenizer needs the package tokenizers; install it with `pip install walt[minilm]`"
             ) from error
         self.model_bytes = model_bytes
-        try:
+        with _rust_errors("not a tokenizer.json"):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(model_bytes)
-        except Exception as error:  # the package raises nothing narrower
-            raise TokenizerError(f"not a tokenizer.json: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -102,15 +102,27 @@ class WordPiece:
     def __call__(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n l"], Bool[np.ndarray, "n l"]]:
         """(ids, mask) of texts cut or padded to `length` tokens, first and last token included."""
         ids, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
-        for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
-            tokens = encoding.ids
-            if len(tokens) > length:
-                tokens = [*tokens[: length - 1], tokens[-1]]
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+        with _rust_errors("the tokenizer.json is of no use"):
+            for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
+                tokens = encoding.ids
+                if len(tokens) > length:
+                    tokens = [*tokens[: length - 1], tokens[-1]]
+                ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
         return ids, mask
 
     def __reduce__(self) -> tuple:
         return WordPiece, (self.model_bytes,)
+
+
+@contextlib.contextmanager
+def _rust_errors(problem: str) -> Iterator[None]:
+    """Whatever the package raises becomes a `TokenizerError`; where it panics, that is no `Exception`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise TokenizerError(f"{problem}: {error}") from error
 
 
 def read_tokenizer(model_bytes: bytes) -> Tokenizer | WordPiece:

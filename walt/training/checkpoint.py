@@ -148,8 +148,9 @@ class Checkpoints:
             restored = self._manager.restore(
                 self.latest, args=ocp.args.Composite(**arguments, clock=ocp.args.JsonRestore())
             )
+            clock = _clock(restored["clock"])
         values = {item: _arranged(restored[item], wanted[item]) for item in wanted}
-        return TrainState(**values["weights"], **values["training"]), Clock(**restored["clock"])
+        return TrainState(**values["weights"], **values["training"]), clock
 
 
 def check_folder(workdir: epath.PathLike) -> None:
@@ -215,7 +216,19 @@ def stored_clock(workdir: epath.PathLike, step: int | None = None) -> Clock:
     """The clock in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
     _, folder = _chosen(workdir, step)
     with _reading(folder):
-        return Clock(**json.loads((folder / "clock" / "metadata").read_text()))
+        return _clock(json.loads((folder / "clock" / "metadata").read_text()))
+
+
+def _clock(values: Any) -> Clock:
+    """The clock that a checkpoint says; `ValueError` or `TypeError` if it is none."""
+    clock = Clock(**values)
+    for name, default in vars(Clock()).items():
+        numbers = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(vars(clock)[name], numbers):
+            raise ValueError(f"the clock's {name} cannot be {vars(clock)[name]!r}")
+    if not all(isinstance(value, (int, float)) for value in clock.window.values()):
+        raise ValueError("the clock's window holds something else than numbers")
+    return clock
 
 
 def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: Sequence[str]) -> list[str]:

@@ -22,6 +22,8 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
+from walt.untrusted import parse_json
+
 FILE = "metrics.jsonl"
 
 
@@ -89,9 +91,9 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """
     path = epath.Path(workdir) / FILE
     records = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1] if path.exists() else [], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise MetricsError(f"{path}, line {number}: not a JSON record ({error})") from error
         if not isinstance(record, dict) or "step" not in record:

@@ -19,6 +19,7 @@ from walt.config import ConfigError
 from walt.data import media, records
 from walt.data.recipes import common
 from walt.data.recipes.common import option
+from walt.untrusted import parse_json
 
 _FEATURES = "tensorflow_datasets.core.features."
 
@@ -140,8 +141,12 @@ def _readable(directory: Path) -> Iterator[Path]:
     Sequence of Image, which does not. So a folder of links gets a feature description that says Sequence of Image.
     """
     path = directory / "features.json"
-    features = json.loads(path.read_text()) if path.is_file() else {}
-    plain = _without_video_feature(features)
+    try:
+        features = parse_json(path.read_bytes()) if path.is_file() else {}
+        _check_classes(features)
+        plain = _without_video_feature(features)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise records.DatasetError(f"{path} describes no features that can be read: {error}") from error
     if plain == features:
         yield directory
         return
@@ -151,6 +156,18 @@ def _readable(directory: Path) -> Iterator[Path]:
                 (Path(temporary) / file.name).symlink_to(file.resolve())
         (Path(temporary) / "features.json").write_text(json.dumps(plain))
         yield Path(temporary)
+
+
+def _check_classes(node: Any) -> None:
+    """Raises ValueError for the name of a class that is not tfds' own: tfds imports, and so runs, whatever module is named here."""
+    if isinstance(node, dict):
+        for key in ("pythonClassName", "type"):
+            name = node.get(key, _FEATURES)
+            if isinstance(name, str) and "." in name and not name.startswith(_FEATURES):
+                raise ValueError(f"{name!r} is no feature of tensorflow-datasets, and code of others is not run")
+    if isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            _check_classes(child)
 
 
 def _without_video_feature(node: Any) -> Any:

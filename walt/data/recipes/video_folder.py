@@ -23,6 +23,7 @@ from walt.data.recipes import common
 from walt.data.recipes.common import option
 
 _FINGERPRINT_BYTES = 2**16
+_LIMITS = ("max_pixels", "max_frames", "max_seconds", "max_megabytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +43,20 @@ class VideoFolderConfig:
     heldout: float = option("Share of the files that is held out.", default=0.1)
     seed: int = option("Seed of the choice of held-out files and of where clips start.", default=0)
     skip_bad: bool = option("Skip and list files that cannot be used instead of stopping.", default=False)
+    max_pixels: int = option("Files with larger frames are bad.", default=media.LIMITS.pixels)
+    max_frames: int = option("Videos with more frames are bad.", default=media.LIMITS.frames)
+    max_seconds: float = option("Videos that last longer are bad.", default=media.LIMITS.seconds)
+    max_megabytes: int = option("Larger files are bad.", default=media.LIMITS.megabytes)
 
     def __post_init__(self) -> None:
         common.check_positive(self, "height", "width", "num_frames", "fps", "clips_per_video")
+        common.check_positive(self, *_LIMITS)
         common.check_heldout(self.heldout)
+
+    @property
+    def limits(self) -> media.Limits:
+        """What a file may be at most."""
+        return media.Limits(self.max_pixels, self.max_frames, self.max_seconds, self.max_megabytes)
 
 
 def prepare(config: VideoFolderConfig) -> records.Manifest:
@@ -62,6 +73,9 @@ def prepare(config: VideoFolderConfig) -> records.Manifest:
     request |= _checksums(files, captions, config)
     captions.warn_of_missing(files)
     del request["output"]
+    for field in dataclasses.fields(config):  # data sets that are older than the limits are still the same
+        if field.name in _LIMITS and request[field.name] == field.default:
+            del request[field.name]
     finished = records.already_prepared(config.output, "video_folder", request)
     if finished is not None:
         return finished
@@ -133,7 +147,7 @@ def _fingerprint(path: Path) -> list[int | str]:
 def _clips(path: Path, captions: list[str], config: VideoFolderConfig) -> Iterator[dict[str, Any]]:
     name = path.relative_to(config.input)
     if path.suffix.lower() in media.IMAGE_SUFFIXES:
-        frame = media.resize(media.read_image(path), config.height, config.width)
+        frame = media.resize(media.read_image(path, config.limits), config.height, config.width)
         videos = [np.repeat(frame[None], config.num_frames, axis=0)]
     else:
         videos = _sample(path, config)
@@ -149,7 +163,7 @@ def _clips(path: Path, captions: list[str], config: VideoFolderConfig) -> Iterat
 
 def _sample(path: Path, config: VideoFolderConfig) -> list[np.ndarray]:
     """Clips of a video at `config.fps`, their starts drawn one from each equal part of its length."""
-    times = media.frame_times(path)
+    times = media.frame_times(path, config.limits)
     length = (config.num_frames - 1) / config.fps
     room = times[-1] + 0.5 * (times[-1] / max(1, len(times) - 1)) - length  # a frame lasts until the next one
     if room < 0:
@@ -165,7 +179,7 @@ def _sample(path: Path, config: VideoFolderConfig) -> list[np.ndarray]:
     needed = set(shown.ravel().tolist())
     frames = {
         index: media.resize(frame, config.height, config.width)
-        for index, (_, frame) in enumerate(media.iterate_frames(path))
+        for index, (_, frame) in enumerate(media.iterate_frames(path, config.limits))
         if index in needed
     }
     if len(frames) < len(needed):

@@ -1,0 +1,174 @@
+"""Records that cannot be used: counted, listed by id and reason, and too many of them end the run with the list.
+
+    runs/film/skipped_records.0.jsonl     what the loader of process 0 met, one line per record, in the order of steps
+
+A record is listed at the first step whose batch wanted it. So the list is a function of the steps that were trained, whatever was
+read ahead, and a run that goes on from a step has the list of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from absl import logging
+
+from walt.data.manifest import DatasetError
+from walt.data.media import MediaError
+from walt.untrusted import field, parse_json
+
+T = TypeVar("T")
+
+_SHOWN = 20  # records named in an error
+
+
+class TooManyBadRecordsError(DatasetError):
+    """More records than allowed cannot be used; the message lists them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """An example that a batch wanted and could not have.
+
+    Attributes:
+      step, row, slot: its place in the data order, which another example took.
+      example: its number in the split; of a still, the number of the still.
+      is_image: whether it is a still.
+      reason: one sentence.
+    """
+
+    step: int
+    row: int
+    slot: int
+    example: int
+    is_image: bool
+    reason: str
+
+    @property
+    def key(self) -> tuple[int, bool]:
+        """What names the example."""
+        return self.example, self.is_image
+
+    def __str__(self) -> str:
+        return f"{'still' if self.is_image else 'example'} {self.example}: {self.reason}"
+
+
+class FaultLog:
+    """The bad records that one process has met.
+
+    Args:
+      source: what the data set is called in messages.
+      limit: how many records may be bad.
+      folder: where the list is kept; None for in memory only.
+      process_index, process_count: of the job.
+
+    Attributes:
+      bad: the first fault of every bad record.
+      replaced: places in batches that other examples took, since the start of this process.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        limit: int,
+        folder: str | os.PathLike | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+        setting: str = "data.max_bad_records",
+    ):
+        self.bad: dict[tuple[int, bool], Fault] = {}
+        self.replaced = 0
+        self._source, self._limit, self._setting = source, limit, setting
+        self._folder = None if folder is None or "://" in str(folder) else Path(folder)
+        self._index, self._count = process_index, process_count
+
+    def resume(self, step: int) -> None:
+        """Takes up the lists of all processes of an earlier start and removes what stands in them from `step` on."""
+        if self._folder is None:
+            return
+        self.bad = {}
+        for path in sorted(self._folder.glob("skipped_records.*.jsonl")):
+            before = [fault for fault in _read(path) if fault.step < step]
+            self.bad |= {fault.key: fault for fault in before if fault.key not in self.bad}
+            number = re.fullmatch(r"skipped_records\.(\d+)\.jsonl", path.name)
+            if number and int(number[1]) % self._count == self._index:  # of a larger job too
+                partial = path.with_name(f".{path.name}.partial")
+                partial.write_text("".join(map(_line, before)))
+                partial.replace(path)
+        if self.bad:
+            logging.warning("%d records of %s are known to be bad and stay replaced", len(self.bad), self._source)
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Counts the faults of a batch. Raises `TooManyBadRecordsError` if more records than allowed are bad."""
+        fresh: dict[tuple[int, bool], Fault] = {}
+        for fault in faults:
+            self.replaced += 1
+            if fault.key not in self.bad:
+                fresh.setdefault(fault.key, fault)
+        if not fresh:
+            return
+        self.bad |= fresh
+        for fault in fresh.values():
+            logging.warning("%s: a record cannot be used: %s", self._source, fault)
+        self._append(fresh.values())
+        if len(self.bad) > self._limit:
+            raise TooManyBadRecordsError(
+                f"{len(self.bad)} records of {self._source} cannot be used, and {self._setting} allows {self._limit}; prepare the "
+                f"data set again, or allow more. They are{self.listing()}"
+            )
+
+    def listing(self) -> str:
+        """The bad records with their reasons, one per line; of many the first."""
+        faults = sorted(self.bad.values(), key=lambda fault: fault.key)
+        lines = [str(fault) for fault in faults[:_SHOWN]]
+        if len(faults) > _SHOWN:
+            more = f"… and {len(faults) - _SHOWN} more"
+            lines.append(more if self._folder is None else f"{more}, all of them in {self._path}")
+        return "".join(f"\n  {line}" for line in lines)
+
+    @property
+    def _path(self) -> Path:
+        assert self._folder is not None
+        return self._folder / f"skipped_records.{self._index}.jsonl"
+
+    def _append(self, faults: Iterable[Fault]) -> None:
+        if self._folder is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write("".join(map(_line, faults)))
+        except OSError as error:  # a full disk: the training may still be able to save itself
+            logging.warning("%s could not be written: %s", self._path, error)
+
+
+def usable(examples: Iterable[int], read: Callable[[int], T], log: FaultLog) -> Iterator[T]:
+    """What `read` makes of examples, without those that it cannot use, which the log counts; for whoever goes through a data set once."""
+    for example in examples:
+        try:
+            value = read(example)
+        except (DatasetError, MediaError) as error:
+            log.add([Fault(0, 0, 0, example, False, str(error))])
+            continue
+        yield value
+
+
+def _line(fault: Fault) -> str:
+    return json.dumps(dataclasses.asdict(fault)) + "\n"
+
+
+def _read(path: Path) -> Iterator[Fault]:
+    """The faults in a list; lines that are not whole, such as an interruption leaves, are passed over."""
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            entry = parse_json(line)
+            numbers = {name: field(entry, name, int) for name in ("step", "row", "slot", "example")}
+            fault = Fault(**numbers, is_image=field(entry, "is_image", bool), reason=field(entry, "reason", str))
+        except ValueError:
+            continue
+        yield fault
