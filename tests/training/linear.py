@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from walt.config import to_config_dict
-from walt.parallel.mesh import initialize
+from walt.parallel import initialize
 from walt.training.config import OptimizerConfig, TrainingConfig
 from walt.training.loop import train
 from walt.training.task import RowCost

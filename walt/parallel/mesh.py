@@ -5,9 +5,7 @@ Axes are `AxisType.Auto`: we say where inputs, parameters and outputs lie, and t
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,30 +19,6 @@ from walt.parallel.config import MeshConfig
 
 BATCH_AXES = ("slice", "data", "fsdp")
 """The mesh axes over which the rows of a batch are divided."""
-
-
-def initialize(multihost: bool = False) -> None:
-    """Join the other hosts of this job; on a single machine does nothing.
-
-    A job spans hosts when `JAX_COORDINATOR_ADDRESS` is set (with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`), when
-    `TPU_WORKER_HOSTNAMES` names several, or when `multihost` says so: then JAX asks the cluster it runs on (Cloud TPU,
-    Slurm, Open MPI). Call it before anything asks for devices. `ConfigError` if a variable is missing.
-    """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address:
-        count, index = (_environment_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        jax.distributed.initialize(coordinator_address=address, num_processes=count, process_id=index)
-    elif multihost or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-        jax.distributed.initialize()
-    if jax.process_count() > 1:
-        logging.info("process %d of %d", jax.process_index(), jax.process_count())
-
-
-def _environment_number(name: str) -> int:
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        raise ConfigError(f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a number too, got {value!r}")
-    return int(value)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
