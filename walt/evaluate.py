@@ -9,6 +9,8 @@ label of a clip (the game) is the field `label` there, the name of the subfolder
 
 `--autoencoder` sends the held-out clips through an autoencoder and back, and sets PSNR, SSIM and sharpness of the result beside
 those of simple codes that keep no more numbers. Of a work directory the report also shows both over the hours of training.
+
+Started on every host of a TPU pod, the devices of all share the autoencoder's work; the first host measures and writes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ MAX_REAL_CLIPS = 2048
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(command.HostArguments):
     """Flags of `walt evaluate`."""
 
     real: str = command.flag("Prepared data set of real clips (see walt prepare).")
@@ -62,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
 
     result.check_protocol(arguments.protocol)
     json, report = (command.output_file(path) if path else None for path in (arguments.json, arguments.report))
+    arguments.initialize()
     if arguments.autoencoder is not None:
         _evaluate_autoencoder(arguments.real, arguments.autoencoder, json, report)
     else:

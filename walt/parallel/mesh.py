@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from walt.config import ConfigError
@@ -86,3 +86,27 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     if processes == 1:
         return {name: jax.device_put(rows, sharding) for name, rows in batch.items()}
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def put(values: Any, shardings: Any) -> Any:
+    """A tree of global arrays, placed as a tree of shardings (or one for all) says. Every process holds all of the values, and its
+    devices take their share alone; arrays that lie where they should stay there.
+    """
+
+    def placed(value: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(value, jax.Array) and (sharding.is_fully_addressable or not value.is_fully_addressable):
+            return jax.device_put(value, sharding)
+        array = np.asarray(value)
+        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda value: placed(value, shardings), values)
+    return jax.tree.map(placed, values, shardings)
+
+
+def read(array: jax.Array) -> np.ndarray:
+    """The whole array, on every process; all of them must call this."""
+    if not array.is_fully_addressable and not array.is_fully_replicated:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)

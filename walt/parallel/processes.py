@@ -80,7 +80,9 @@ def initialize(
             if cluster == "tpu" and not _names_workers():
                 logging.info("no other hosts were found: %s", error)
                 return
-            raise ConfigError(f"{name} could not join the others{f' at {address}' if address else ''}: {error}") from error
+            raise ConfigError(
+                f"{name} could not join the others{f' at {address}' if address else ''}: {error}"
+            ) from error
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
     if jax.process_count() > 1:
         _watch(jax.process_index(), jax.process_count())
