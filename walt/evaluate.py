@@ -63,11 +63,13 @@ def main(argv: Sequence[str]) -> None:
     from walt.evaluation import result  # numpy and scikit-learn: flag errors need not wait for them
 
     result.check_protocol(arguments.protocol)
-    json, report = (command.output_file(path) if path else None for path in (arguments.json, arguments.report))
     arguments.initialize()
+    json, report = (command.output_file(path) if path else None for path in (arguments.json, arguments.report))
+    import jax
+
     if arguments.autoencoder is not None:
         _evaluate_autoencoder(arguments.real, arguments.autoencoder, json, report)
-    else:
+    elif jax.process_index() == 0:  # the figures are computed on the host alone
         assert arguments.generated is not None
         _evaluate_generated(arguments.real, arguments.generated, arguments.protocol, json, report)
 
@@ -102,6 +104,8 @@ def _evaluate_generated(real: str, videos: str, protocol: str, json: Path | None
 
 
 def _evaluate_autoencoder(real: str, checkpoint: str, json: Path | None, report: Path | None) -> None:
+    import jax
+
     from walt.data.records import read_manifest
     from walt.evaluation.report import Report
     from walt.evaluation.source import read_clips
@@ -112,6 +116,8 @@ def _evaluate_autoencoder(real: str, checkpoint: str, json: Path | None, report:
     heldout = read_clips(real, "heldout", limit=MAX_REAL_CLIPS)
     frames, height, width = heldout.clip_shape[:3]
     comparison, progress = compare_with_simple_codes(load(checkpoint), heldout), progress_of(checkpoint)
+    if jax.process_index() > 0:
+        return
     print(f"{len(heldout)} held-out clips of {frames}x{height}x{width}")
     for name, figures in comparison.figures.items():
         sharpness = "not defined" if figures.sharpness is None else f"{figures.sharpness:.2f}"

@@ -76,9 +76,9 @@ def main(argv: Sequence[str]) -> None:
     if arguments.scale is not None and not 1 <= arguments.scale <= 64:
         raise command.CommandError(f"--scale must be between 1 and 64, got {arguments.scale}")
     mesh = MeshConfig.parse(arguments.mesh)
+    arguments.initialize()  # imports jax: errors in flags need not wait for it
     output = command.output_file(arguments.output)
 
-    arguments.initialize()  # imports jax: errors in flags need not wait for it
     import jax
 
     from walt.generation.cascade import Cascade

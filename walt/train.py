@@ -30,9 +30,9 @@ def main(argv: Sequence[str]) -> None:
     rest, overrides = command.split_overrides(argv)
     arguments = command.parse(Arguments, rest)
     profile = steps_to_trace(arguments.profile) if arguments.profile else range(0)
+    arguments.initialize()  # imports jax: `walt train --help` and flag errors need not wait for it
     config = walt.config.apply_overrides(walt.config.load(arguments.config), overrides)
 
-    arguments.initialize()  # imports jax: `walt train --help` and flag errors need not wait for it
     from walt import experiment
 
     experiment.train(config, arguments.workdir, profile=profile)
