@@ -42,7 +42,7 @@ def joined(monkeypatch):
 
 def test_a_laptop_joins_nobody(joined):
     parallel.initialize()
-    assert joined == [] and processes._place is None
+    assert joined == [] and processes._job is None
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ class MeshConfig:
             sizes[name] = int(size)
         return cls(**sizes)
 
-    def resolve(self, num_devices: int, num_processes: int = 1) -> dict[str, int]:
+    def resolve(self, num_devices: int) -> dict[str, int]:
         """The axis sizes for `num_devices` devices, -1 replaced; `ConfigError` if they do not multiply to that
-        number. The number of processes is for its message.
+        number.
         """
         sizes = self.axis_sizes
         fixed = 1
@@ -62,8 +62,5 @@ class MeshConfig:
         total = fixed * (num_devices // fixed) if -1 in self.axis_sizes.values() else fixed
         if total != num_devices or total == 0:
             shape = " x ".join(f"{name}={size}" for name, size in self.axis_sizes.items())
-            hosts = f" of {num_processes} processes" if num_processes > 1 else ""
-            raise ConfigError(
-                f"mesh {shape} does not fit {num_devices} devices{hosts}: the axes must multiply to that number"
-            )
+            raise ConfigError(f"mesh {shape} does not fit {num_devices} devices: the axes must multiply to that number")
         return sizes

@@ -26,7 +26,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     number.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = config.resolve(len(devices), jax.process_count())
+    sizes = config.resolve(len(devices))
     names, shape = tuple(sizes), tuple(sizes.values())
     types = (AxisType.Auto,) * len(names)
     if sizes["slice"] > 1 and hasattr(devices[0], "slice_index"):

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -29,8 +30,17 @@ POLL_SECONDS = 1.0
 LONGEST_WAIT = 7 * 24 * 3600  # for a process that still works; one that is gone is noticed by its heartbeats
 GRACE_SECONDS = 10.0
 
-_stop_watching = threading.Event()
-_place: tuple[int, int] | None = None  # which process of how many this is, once it has joined others
+
+@dataclass(frozen=True)
+class _Job:
+    """Which process of how many this is, and the way to the coordinator."""
+
+    index: int
+    count: int
+    client: Any
+
+
+_job: _Job | None = None  # None unless this process has joined others
 
 
 def initialize(
@@ -85,7 +95,7 @@ def initialize(
             ) from error
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
     if jax.process_count() > 1:
-        _watch(jax.process_index(), jax.process_count())
+        _watch()
 
 
 def leave(reason: str, status: int = 1) -> None:
@@ -94,10 +104,10 @@ def leave(reason: str, status: int = 1) -> None:
     What is left undone is lost, so it is for a process that has failed. Without it, the others would wait for this one in the next
     collective, and this one for them at its end.
     """
-    if _place is None:
+    if _job is None:
         return
     first = report(reason)
-    if first != _line(reason):
+    if first != _line(_job, reason):
         print(first, file=sys.stderr)
     _exit(status)
 
@@ -107,11 +117,11 @@ def report(reason: str) -> str:
 
     This process has some seconds to end by itself.
     """
-    if _place is None:
+    if _job is None:
         return reason
     with contextlib.suppress(Exception):  # another one was first, or the coordinator is gone
-        _client().key_value_set(FAILURE, _line(reason))
-    return _failure() or _line(reason)
+        _job.client.key_value_set(FAILURE, _line(_job, reason))
+    return _failure(_job) or _line(_job, reason)
 
 
 @contextlib.contextmanager
@@ -223,17 +233,20 @@ def _deadline(seconds: float, who: str, address: str | None) -> Iterator[None]:
         timer.cancel()
 
 
-def _watch(index: int, count: int) -> None:
+def _watch() -> None:
     """From here on this process ends when another one fails, tells the others when it does, and does not end before them."""
-    global _place
-    _place = (index, count)
+    from orbax.checkpoint import multihost  # JAX itself has no public name for its client
+
+    global _job
+    _job = job = _Job(jax.process_index(), jax.process_count(), multihost.get_jax_distributed_client())
+    ended = threading.Event()
 
     def watch() -> None:
-        while not _stop_watching.wait(POLL_SECONDS):
-            failure = _failure()
+        while not ended.wait(POLL_SECONDS):
+            failure = _failure(job)
             if failure is None:
                 continue
-            if failure.startswith(_line("")):  # our own: the main thread prints it, and ends unless it hangs
+            if failure.startswith(_line(job, "")):  # our own: the main thread prints it, and ends unless it hangs
                 time.sleep(GRACE_SECONDS)
             else:
                 _say(failure)
@@ -241,8 +254,8 @@ def _watch(index: int, count: int) -> None:
 
     def end() -> None:
         with contextlib.suppress(Exception):  # whoever is missing has failed, which the watcher or JAX makes known
-            _client().wait_at_barrier(END, LONGEST_WAIT * 1000)
-        _stop_watching.set()
+            job.client.wait_at_barrier(END, LONGEST_WAIT * 1000)
+        ended.set()
 
     hook = sys.excepthook
 
@@ -255,23 +268,16 @@ def _watch(index: int, count: int) -> None:
     atexit.register(end)
 
 
-def _client() -> Any:
-    from orbax.checkpoint import multihost  # JAX itself has no public name for it
-
-    return multihost.get_jax_distributed_client()
-
-
-def _failure() -> str | None:
+def _failure(job: _Job) -> str | None:
     """What the first process that failed said; None if there is none, or if nobody can be asked."""
     try:
-        return _client().key_value_try_get(FAILURE)
+        return job.client.key_value_try_get(FAILURE)
     except Exception:  # JAX's error for "not found" has no public name
         return None
 
 
-def _line(reason: str) -> str:
-    assert _place is not None
-    return "process {} of {} failed: {}".format(*_place, reason)
+def _line(job: _Job, reason: str) -> str:
+    return f"process {job.index} of {job.count} failed: {reason}"
 
 
 def _reason(error: BaseException) -> str:
@@ -284,7 +290,7 @@ def _say(line: str) -> None:
 
 def _exit(status: int) -> NoReturn:
     """Ends the process without the usual end, at which processes wait for each other."""
-    if _place is not None and _place[0] == 0:
+    if _job is not None and _job.index == 0:
         time.sleep(3 * POLL_SECONDS)  # the others still have to read why, and this process is where they do
     for child in multiprocessing.active_children():
         child.terminate()
