@@ -161,7 +161,7 @@ def test_when_one_process_raises_all_end_with_its_reason(tmp_path, failing):
     settings = json.dumps({"num_steps": 1000, "checkpoint_every": 4, "log_every": 4})
     found = jobs.ended(jobs.start([LINEAR, str(tmp_path), settings], 2, own={failing: ["raise:6"]}), 100)
     for index, process in enumerate(found):
-        assert process.status > 0 and process.seconds < 8, process
+        assert process.status > 0 and process.seconds < 15, process
         assert "the disk of this host is full" in process.errors, (index, process.errors)
 
 
