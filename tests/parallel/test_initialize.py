@@ -91,6 +91,8 @@ def test_a_tpu_vm_asks_jax_and_goes_on_alone_if_there_are_no_others(joined, monk
 
     monkeypatch.setattr(jax.distributed, "initialize", nobody)
     parallel.initialize()
+    with pytest.raises(ConfigError, match="process 1 could not join the others at a:1"):
+        parallel.initialize("a:1", 2, 1)
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
     with pytest.raises(ConfigError, match="this process could not join the others: coordinator_address"):
         parallel.initialize()

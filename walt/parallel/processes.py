@@ -87,7 +87,7 @@ def initialize(
                 heartbeat_timeout_seconds=heartbeat_timeout,
             )
         except (RuntimeError, ValueError) as error:
-            if cluster == "tpu" and not _names_workers():
+            if address is None and cluster == "tpu" and not _names_workers():
                 logging.info("no other hosts were found: %s", error)
                 return
             raise ConfigError(
