@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,22 +67,19 @@ def free_port() -> int:
 
 def ended(started: Sequence[subprocess.Popen], timeout: float = 120) -> list[Ended]:
     """Waits for all of them; those that have not ended in time are killed, which fails the test that looks at their status."""
-    ends: dict[int, float] = {}
-    deadline = time.monotonic() + timeout
-    while len(ends) < len(started) and time.monotonic() < deadline:
-        for index, process in enumerate(started):
-            if process.poll() is not None:
-                ends.setdefault(index, time.monotonic())
-        time.sleep(0.05)
-    for process in started:
-        if process.poll() is None:
+
+    def wait(process: subprocess.Popen) -> tuple[str, str, float]:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
             process.kill()
-    first = min(ends.values(), default=deadline)
-    found = []
-    for index, process in enumerate(started):
-        output, errors = process.communicate()
-        found.append(Ended(process.returncode, output, errors, ends.get(index, deadline) - first))
-    return found
+            output, errors = process.communicate()
+        return output, errors, time.monotonic()
+
+    with ThreadPoolExecutor(len(started)) as pool:
+        found = list(pool.map(wait, started))
+    first = min(end for _, _, end in found)
+    return [Ended(process.returncode, *texts, end - first) for process, (*texts, end) in zip(started, found)]
 
 
 def run(command: Sequence[str], processes: int = 2, timeout: float = 120, **options) -> list[Ended]:

@@ -94,9 +94,8 @@ def data(tmp_path_factory):
     return folder
 
 
-def train(data, workdir, processes, *arguments, **options):
-    command = ["-m", "walt.train", f"--config={data / 'config.py'}", f"--workdir={workdir}", *arguments]
-    return jobs.run(command, processes, **options)
+def training(data, workdir, *arguments):
+    return ["-m", "walt.train", f"--config={data / 'config.py'}", f"--workdir={workdir}", *arguments]
 
 
 def metrics(workdir):
@@ -104,9 +103,23 @@ def metrics(workdir):
 
 
 @pytest.fixture(scope="module")
-def alone(data):
-    train(data, data / "alone", 1)
-    return data / "alone"
+def trained(data):
+    """Two work directories: of one process, and of two; at the same time, since both wait more than they compute."""
+    started = {count: jobs.start(training(data, data / f"run{count}"), count) for count in (1, 2)}
+    for processes in started.values():
+        for process in jobs.ended(processes, 200):
+            assert process.status == 0, process.errors
+    return data / "run1", data / "run2"
+
+
+@pytest.fixture(scope="module")
+def alone(trained):
+    return trained[0]
+
+
+@pytest.fixture(scope="module")
+def together(trained):
+    return trained[1]
 
 
 def check_like_alone(workdir, alone):
@@ -117,14 +130,6 @@ def check_like_alone(workdir, alone):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5 if a["step"] == 1 else 1e-4, err_msg=name)
     assert len({record["step"] for record in ours if "loss" in record}) == 20
     assert any("heldout/loss" in record for record in ours) and any("samples/seconds" in record for record in ours)
-
-
-@pytest.fixture(scope="module")
-def together(data):
-    """Trained by two processes."""
-    ended = train(data, data / "two", 2)
-    assert all("step" in process.errors + process.output for process in ended)
-    return data / "two"
 
 
 def test_two_processes_train_like_one(together, alone):
@@ -139,7 +144,7 @@ def test_two_processes_train_like_one(together, alone):
 )
 def test_four_processes_train_like_one(data, alone, tmp_path, devices, mesh):
     axes = [f"--config.training.mesh.{axis}" for axis in mesh]
-    train(data, tmp_path / "run", 4, *axes, devices=devices, timeout=400)
+    jobs.run(training(data, tmp_path / "run", *axes), 4, devices=devices, timeout=400)
     check_like_alone(tmp_path / "run", alone)
 
 
@@ -187,7 +192,7 @@ def check_same(ours, theirs):
 @pytest.mark.slow
 def test_a_command_that_is_refused_in_one_process_ends_in_all(data, tmp_path):
     own = {1: ["--config.training.num_steps=-1"]}
-    command = ["-m", "walt.train", f"--config={data / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
+    command = training(data, tmp_path / "run")
     timeouts = [
         "--initialization_timeout=60",
         "--heartbeat_timeout=60",
@@ -202,8 +207,8 @@ def test_a_command_that_is_refused_in_one_process_ends_in_all(data, tmp_path):
 def test_another_number_of_hosts_goes_on_where_the_mesh_allows_it(data, together, tmp_path):
     """What two processes have saved, one goes on with; a mesh that names another number of devices is refused at once, everywhere."""
     shutil.copytree(together, tmp_path / "run")
-    train(data, tmp_path / "run", 1, "--config.training.num_steps=22")
+    jobs.run(training(data, tmp_path / "run", "--config.training.num_steps=22"), 1)
     assert metrics(tmp_path / "run")[-1]["step"] == 22
-    arguments = [f"--config={data / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--config.training.mesh.data=3"]
-    for process in jobs.ended(jobs.start(["-m", "walt.train", *arguments], 2), 100):
+    command = training(data, tmp_path / "run", "--config.training.mesh.data=3")
+    for process in jobs.ended(jobs.start(command, 2), 100):
         assert process.status == 1 and "does not fit 2 devices" in process.errors
