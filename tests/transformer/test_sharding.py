@@ -113,6 +113,22 @@ def test_every_window_is_computed_and_from_its_own_input_alone(sizes):
     assert moved.max() < 1e-9
 
 
+@pytest.mark.xfail(reason="gradients of attention's out kernels are too small where windows of several frames divide")
+def test_gradients_where_spatial_windows_divide_over_context():
+    """Two frames of one window each: `context` divides the frames of S layers, not the queries."""
+    config = dataclasses.replace(CONFIG, latent_shape=(2, 8, 8), spacetime_window=(2, 4, 4))
+    mesh = mesh_of_eight((4, 1, 2, 1))
+    with jax.enable_x64(True):
+        model, function = loss_and_gradients(config)
+        params, inputs = parameters(model, np.float64), inputs_of(config)
+        _, gradients = jax.jit(function)(params, inputs)
+        with jax.set_mesh(mesh):
+            _, found = jax.jit(loss_and_gradients(config)[1])(*placed(params, inputs, mesh))
+    for path, expected in jax.tree_util.tree_leaves_with_path(gradients):
+        ours = np.asarray(at(found, path))
+        assert np.linalg.norm(ours - expected) <= 1e-9 * max(np.linalg.norm(expected), 1e-6), path
+
+
 def at(tree, path):
     for key in path:
         tree = tree[key.key]
