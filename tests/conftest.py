@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
+sys.path.append(str(ROOT / "tests"))  # for `import jobs`
 
 # Set before anything imports jax, and through the environment so that subprocesses of tests have the same.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -7,8 +7,8 @@ A command is a module with `main(argv)`, where `argv[0]` is the program's name. 
         workdir: str = command.flag("Folder of checkpoints and metrics.")
         steps: int | None = command.flag("Number of optimiser steps.", default=None)
 
-and ends in `if __name__ == "__main__": command.run(main)`. Flags are absl flags, but never global ones: several commands
-can be imported into one process.
+(derived from `HostArguments` if it runs on several hosts) and ends in `if __name__ == "__main__": command.run(main)`. Flags
+are absl flags, but never global ones: several commands can be imported into one process.
 """
 
 from __future__ import annotations
@@ -42,6 +42,30 @@ class CommandError(Exception):
 def flag(help: str, *, default: Any = dataclasses.MISSING, positional: bool = False) -> Any:
     """A field of an arguments dataclass; without a default it is required. Positional ones may be given without a name."""
     return dataclasses.field(default=default, metadata={"help": help, "positional": positional})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostArguments:
+    """Flags of every command that computes on all hosts of a job together. TPU pods, Slurm and Open MPI need none of them."""
+
+    coordinator_address: str | None = flag(
+        "HOST:PORT of process 0, for a job of several processes; by default JAX_COORDINATOR_ADDRESS.", default=None
+    )
+    num_processes: int | None = flag(
+        "Processes of the job, by default JAX_NUM_PROCESSES; 1 runs on this host alone, on a TPU pod too.", default=None
+    )
+    process_id: int | None = flag("Which of them this is, from 0; by default JAX_PROCESS_ID.", default=None)
+    initialization_timeout: int = flag("Seconds to wait for the other processes to start.", default=300)
+    heartbeat_timeout: int = flag(
+        "Seconds without a sign of life after which a process counts as lost and the job ends.", default=100
+    )
+
+    def initialize(self) -> None:
+        """Joins the other processes; imports jax."""
+        from walt import parallel
+
+        own = dataclasses.fields(HostArguments)
+        parallel.initialize(**{field.name: getattr(self, field.name) for field in own})
 
 
 def parse(cls: type[T], argv: Sequence[str]) -> T:
@@ -137,6 +161,10 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
 
 def _fail(program: str, message: str, status: int) -> typing.NoReturn:
     print(f"{program}: {message}", file=sys.stderr)
+    if "jax" in sys.modules:  # without it this process has joined no others
+        from walt.parallel.processes import leave
+
+        leave(message, status)
     raise SystemExit(status)
 
 
@@ -154,7 +182,7 @@ def _kind(hint: Any) -> type:
 
 def _help(cls: type, program: str) -> str:
     positional, named = "", []
-    for field in dataclasses.fields(cls):
+    for field in sorted(dataclasses.fields(cls), key=lambda field: bool(field.kw_only)):  # those of every host last
         default = field.default
         note = "" if default in (dataclasses.MISSING, None, ()) else f" (default: {default})"
         if field.metadata["positional"]:

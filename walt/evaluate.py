@@ -9,6 +9,8 @@ label of a clip (the game) is the field `label` there, the name of the subfolder
 
 `--autoencoder` sends the held-out clips through an autoencoder and back, and sets PSNR, SSIM and sharpness of the result beside
 those of simple codes that keep no more numbers. Of a work directory the report also shows both over the hours of training.
+
+Started on every host of a TPU pod, the devices of all share the autoencoder's work; the first host measures and writes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ MAX_REAL_CLIPS = 2048
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(command.HostArguments):
     """Flags of `walt evaluate`."""
 
     real: str = command.flag("Prepared data set of real clips (see walt prepare).")
@@ -61,10 +63,13 @@ def main(argv: Sequence[str]) -> None:
     from walt.evaluation import result  # numpy and scikit-learn: flag errors need not wait for them
 
     result.check_protocol(arguments.protocol)
+    arguments.initialize()
     json, report = (command.output_file(path) if path else None for path in (arguments.json, arguments.report))
+    import jax
+
     if arguments.autoencoder is not None:
         _evaluate_autoencoder(arguments.real, arguments.autoencoder, json, report)
-    else:
+    elif jax.process_index() == 0:  # the figures are computed on the host alone
         assert arguments.generated is not None
         _evaluate_generated(arguments.real, arguments.generated, arguments.protocol, json, report)
 
@@ -99,6 +104,8 @@ def _evaluate_generated(real: str, videos: str, protocol: str, json: Path | None
 
 
 def _evaluate_autoencoder(real: str, checkpoint: str, json: Path | None, report: Path | None) -> None:
+    import jax
+
     from walt.data.records import read_manifest
     from walt.evaluation.report import Report
     from walt.evaluation.source import read_clips
@@ -109,6 +116,8 @@ def _evaluate_autoencoder(real: str, checkpoint: str, json: Path | None, report:
     heldout = read_clips(real, "heldout", limit=MAX_REAL_CLIPS)
     frames, height, width = heldout.clip_shape[:3]
     comparison, progress = compare_with_simple_codes(load(checkpoint), heldout), progress_of(checkpoint)
+    if jax.process_index() > 0:
+        return
     print(f"{len(heldout)} held-out clips of {frames}x{height}x{width}")
     for name, figures in comparison.figures.items():
         sharpness = "not defined" if figures.sharpness is None else f"{figures.sharpness:.2f}"
@@ -144,3 +153,7 @@ def _write_report(page: Report, path: Path) -> None:
     print(
         f"Report: {report.write_report(dataclasses.replace(page, environment=environment.describe_environment()), path)}"
     )
+
+
+if __name__ == "__main__":
+    command.run(main)

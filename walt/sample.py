@@ -6,6 +6,8 @@
 The suffix of `--output` decides: .mp4, .webm and .gif are videos (one file per prompt, numbered if there are several),
 .png is a contact sheet, one row of frames per prompt. Without `--checkpoint` the small model that comes with the
 package is used. `--cascade` names super-resolution models, the smallest first, that make its videos larger.
+
+Started on every host of a TPU pod, the devices of all share the work, and the first host writes.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from jaxtyping import UInt8
 
 from walt import command
 from walt.data import media
+from walt.parallel.config import MeshConfig
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif")
 SUFFIXES = (*VIDEO_SUFFIXES, ".png")
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(command.HostArguments):
     """Flags of `walt sample`."""
 
     prompt: str = command.flag("What the video should show; repeat the flag for several videos.")
@@ -51,6 +54,10 @@ class Arguments:
     captions: bool = command.flag(
         "Write each prompt into a .txt beside its video, where `walt evaluate` looks for it.", default=False
     )
+    mesh: str = command.flag(
+        "How devices share the work, such as data=2,fsdp=2,tensor=2; by default each makes videos of its own.",
+        default="",
+    )
     scale: int | None = command.flag(
         "Show every pixel as SCALE x SCALE; by default enough for a shorter side of 256.", default=None
     )
@@ -68,17 +75,23 @@ def main(argv: Sequence[str]) -> None:
         raise command.CommandError(f"--fps must be between 0 and 1000, got {arguments.fps}")
     if arguments.scale is not None and not 1 <= arguments.scale <= 64:
         raise command.CommandError(f"--scale must be between 1 and 64, got {arguments.scale}")
+    mesh = MeshConfig.parse(arguments.mesh)
+    arguments.initialize()  # imports jax: errors in flags need not wait for it
     output = command.output_file(arguments.output)
 
-    from walt.generation.cascade import Cascade  # imports jax: errors in flags need not wait for it
+    import jax
+
+    from walt.generation.cascade import Cascade
 
     checkpoints = (arguments.checkpoint, *arguments.cascade)
-    model = Cascade.load(checkpoints)
+    model = Cascade.load(checkpoints, mesh)
     for checkpoint, pipeline in zip(checkpoints, model.stages):
         print(f"{checkpoint}: {pipeline.describe()}")
     names = ("num_frames", "height", "width", "steps", "guidance", "solver", "seed", "negative_prompt")
     start = time.monotonic()
     videos = model.generate(prompts, **{name: getattr(arguments, name) for name in names})
+    if jax.process_index() > 0:
+        return
     base, *others = (pipeline.sampler for pipeline in model.stages)
     steps = "+".join(str(number) for number in (arguments.steps or base.steps, *(sampler.steps for sampler in others)))
     first = base.guidance if arguments.guidance is None else arguments.guidance

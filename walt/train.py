@@ -17,15 +17,12 @@ from walt import command
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(command.HostArguments):
     """Flags of `walt train`."""
 
     config: str = command.flag("Shipped config name or path of a config file, with an optional :variant.")
     workdir: str = command.flag("Folder for checkpoints and metrics; continued if it holds a checkpoint.")
     profile: str | None = command.flag("START:STOP, steps between which a jax profiler trace is written.", default=None)
-    multihost: bool = command.flag(
-        "Join the other hosts of the job; needed on Cloud TPU VMs, Slurm and Open MPI.", default=False
-    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,12 +30,11 @@ def main(argv: Sequence[str]) -> None:
     rest, overrides = command.split_overrides(argv)
     arguments = command.parse(Arguments, rest)
     profile = steps_to_trace(arguments.profile) if arguments.profile else range(0)
+    arguments.initialize()  # imports jax: `walt train --help` and flag errors need not wait for it
     config = walt.config.apply_overrides(walt.config.load(arguments.config), overrides)
 
-    from walt import experiment  # imports jax: `walt train --help` and flag errors need not wait for it
-    from walt.parallel.mesh import initialize
+    from walt import experiment
 
-    initialize(arguments.multihost)
     experiment.train(config, arguments.workdir, profile=profile)
 
 

@@ -1,9 +1,12 @@
 """Linear regression as a Task, with noise per row, something in `extra`, and two groups if asked: small enough to train hundreds of steps in a second.
 
-Run as a program it trains in the given work directory: `python linear.py WORKDIR '{"num_steps": 20}'`.
+Run as a program it trains in the given work directory: `python linear.py WORKDIR '{"num_steps": 20}'`. With a third argument, such as `raise:5`
+or `kill:5`, that is how this process fails when it asks for the data of step 5.
 """
 
 import json
+import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from walt.config import to_config_dict
-from walt.parallel.mesh import initialize
+from walt.parallel import initialize
 from walt.training.config import OptimizerConfig, TrainingConfig
 from walt.training.loop import train
 from walt.training.task import RowCost
@@ -76,6 +79,7 @@ class LinearLoader:
     batch_size: int = 16
     seconds: float = 0.0
     asked: list[int] = field(default_factory=list)
+    failure: str = ""
 
     def batches(self, start_step=0):
         truth = np.random.default_rng(0).normal(size=(FEATURES, OUTPUTS)).astype(np.float32)
@@ -83,12 +87,19 @@ class LinearLoader:
         while True:
             time.sleep(self.seconds)
             self.asked.append(step)
+            self.fail(step)
             x = np.random.default_rng((1, step)).normal(size=(self.batch_size, FEATURES)).astype(np.float32)
             batch = {"x": x, "y": x @ truth, "row": np.arange(self.batch_size, dtype=np.int32)}
             rows = self.batch_size // jax.process_count()
             mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
             yield {name: entry[mine] for name, entry in batch.items()}
             step += 1
+
+    def fail(self, step):
+        if self.failure == f"raise:{step}":
+            raise RuntimeError("the disk of this host is full")
+        if self.failure == f"kill:{step}":
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_config(**changes):
@@ -105,7 +116,7 @@ def run(workdir, config=None, task=None, loader=None, **arguments):
 
 
 if __name__ == "__main__":
-    initialize()
-    settings = json.loads(sys.argv[2])
-    seconds = settings.pop("seconds_per_batch", 0.0)
-    run(sys.argv[1], make_config(**settings), loader=LinearLoader(seconds=seconds), devices=jax.devices())
+    initialize(heartbeat_timeout=10)
+    settings, failure = json.loads(sys.argv[2]), "".join(sys.argv[3:])
+    loader = LinearLoader(seconds=settings.pop("seconds_per_batch", 0.0), failure=failure)
+    run(sys.argv[1], make_config(**settings), loader=loader, devices=jax.devices())

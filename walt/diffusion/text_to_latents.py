@@ -12,6 +12,7 @@ from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser
 from walt.diffusion.process import network_inputs
 from walt.diffusion.samplers import sample
+from walt.parallel.activations import constrain
 
 Tokens = tuple[Int[Array, "b l"], Bool[Array, "b l"]]
 Prompts = Tokens | Int[Array, " b"]
@@ -51,6 +52,7 @@ def text_to_latents(
     held = None if given.known is None or given.known_mask is None else (given.known, given.known_mask)
 
     def denoise(x_t: Array, t: Array, previous_x0: Array, conditions: Conditions) -> Array:
+        x_t = constrain(x_t, "batch", None, "context", None, None)
         seen, time = network_inputs(schedule, x_t, t)
         if diffusion.self_conditioning_rate == 0:  # never trained, whether or not there are channels for it
             previous_x0 = jnp.zeros_like(previous_x0)
@@ -77,7 +79,9 @@ def text_to_latents(
         step = guidance.guided(denoise, branches, scales, rescale=sampler.guidance_rescale, counted=counted)
     else:
         step = guidance.unguided(denoise, conditional)
-    return sample(step, schedule, sampler, shape, keys, prediction=diffusion.prediction, held=held)
+    dtype = jnp.dtype(denoiser.config.wide_dtype)
+    latents = sample(step, schedule, sampler, shape, keys, prediction=diffusion.prediction, held=held, dtype=dtype)
+    return constrain(latents, "batch", None, "context", None, None)
 
 
 def _prompted(denoiser: Denoiser, given: Conditions, prompts: Prompts, frames: int, drop: bool) -> Conditions:

@@ -23,6 +23,7 @@ from walt.experiment.weights import check_same_tokens, initial_weights
 from walt.generation.bundle import TOKENIZER, Bundle, BundleError, Component, encoder_checksum, text_checksum
 from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_autoencoder, open_text_encoder, whole_path
+from walt.parallel.mesh import mesh_of
 from walt.text.config import TextEncoderConfig
 from walt.text.tokenizer import Tokenizer, WordPiece, read_tokenizer
 from walt.training.checkpoint import check_config, latest_step
@@ -268,7 +269,7 @@ def _evaluators(
         examples = _examples(experiment, "heldout" if has_heldout else experiment.data.split)
         low = None
         if experiment.transformer.low_resolution is not None:
-            low = Pipeline(autoencoder).decode(np.stack([example.low_resolution for example in examples]))
+            low = np.stack([example.low_resolution for example in examples])
         names = [example.label if tokenizer is None else example.captions[0] for example in examples]
         prompts = tuple(experiment.sample_prompts or names)
         every = experiment.samples_every
@@ -297,8 +298,8 @@ def _examples(experiment: DiffusionExperiment, split: str, number: int = 8) -> l
 
 @dataclasses.dataclass
 class SampleVideos:
-    """An `Evaluator` that samples a few prompts with the averaged weights, for TensorBoard; for a super-resolution model with the
-    video of each that it is to make larger."""
+    """An `Evaluator` that samples a few prompts with the averaged weights where they lie, on the mesh of the run, for TensorBoard; for a
+    super-resolution model with the latents of the video of each that it is to make larger."""
 
     experiment: DiffusionExperiment
     tokenizer: Tokenizer | WordPiece | None
@@ -306,13 +307,14 @@ class SampleVideos:
     frozen: Bundle | None
     prompts: Sequence[str]
     every: int
-    low_resolution: np.ndarray | None = None
+    low_latents: np.ndarray | None = None
     name: str = "samples"
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
-        params = jax.tree.map(np.asarray, state.averaged_params()["model"])
-        videos = Pipeline(self._bundle(params)).generate(list(self.prompts), low_resolution=self.low_resolution)
-        return {"videos": videos}
+        mesh = mesh_of(state.step)
+        pipeline = Pipeline(self._bundle(state.averaged_params()["model"]), mesh)
+        low = None if self.low_latents is None else Pipeline(self.autoencoder, mesh).decode(self.low_latents)
+        return {"videos": pipeline.generate(list(self.prompts), low_resolution=low)}
 
     def _bundle(self, params: dict) -> Bundle:
         experiment = self.experiment

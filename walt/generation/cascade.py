@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from walt.generation.pipeline import GenerationError, Pipeline, load
+from walt.generation.pipeline import Pipeline, load
+from walt.generation.request import GenerationError
+from walt.parallel.config import MeshConfig
 
 SEED_STRIDE = 0x9E3779B9
 """Between the seeds of stages, whose noises would otherwise be the same numbers on different grids."""
@@ -44,9 +47,9 @@ class Cascade:
                 raise GenerationError(f"{next_name} makes {after.low_size} larger, but {name} before it makes {made}")
 
     @classmethod
-    def load(cls, paths: Sequence[epath.PathLike]) -> Cascade:
+    def load(cls, paths: Sequence[epath.PathLike], mesh: Mesh | MeshConfig | None = None) -> Cascade:
         """The cascade of bundles or workdirs, the base first; raises as `walt.load` does."""
-        return cls([load(path) for path in paths], [str(path) for path in paths])
+        return cls([load(path, mesh=mesh) for path in paths], [str(path) for path in paths])
 
     @property
     def fps(self) -> float:

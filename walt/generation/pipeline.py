@@ -3,57 +3,72 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from walt.autoencoder import Tiling, stream_decode, stream_encode
 from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.model import to_float, to_uint8
-from walt.config import ConfigError, from_config_dict, nearest
+from walt.config import ConfigError, nearest
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.generation import programs
-from walt.generation.bundle import Bundle, BundleError, Tree, flatten
+from walt.generation.bundle import Bundle, BundleError, Tree
 from walt.generation.fit import VideoSize, fit, fit_stream
 from walt.generation.given import Given
+from walt.generation.parts import component_of, config_of, place_weights
+from walt.generation.request import (
+    GenerationError,
+    check_count,
+    check_first_frames,
+    check_low_resolution,
+    check_negative,
+    check_prompts,
+    check_scalars,
+    check_seed,
+    check_video,
+)
 from walt.generation.sources import open_bundle
+from walt.parallel.config import MeshConfig
+from walt.parallel.mesh import batch_sharding, batch_shards, make_mesh, put, read
 from walt.text.config import TextEncoderConfig
 from walt.text.tokenizer import read_tokenizer
-from walt.training.module import Functional
 from walt.transformer.config import TransformerConfig
+from walt.transformer.sharding import PARAMETER_AXES, check_mesh
 
-T = TypeVar("T")
 DEFAULT_FPS = 8.0  # W.A.L.T's
 
 
-class GenerationError(ValueError):
-    """A request the model cannot serve; the message names the argument and what would be right."""
-
-
-def load(path: epath.PathLike = "mini", weights: str = "ema") -> Pipeline:
+def load(path: epath.PathLike = "mini", weights: str = "ema", mesh: Mesh | MeshConfig | None = None) -> Pipeline:
     """The `Pipeline` of a shipped model, a bundle (local or `gs://`) or a work directory.
 
     Args:
       path: "mini", a folder written by `walt convert export`, or the workdir of a training run.
       weights: `ema` (averaged, if there are any) or `raw`, for a work directory; a bundle holds one set.
+      mesh: the devices that share the work, see `Pipeline`.
 
     Raises:
+      ConfigError: the mesh does not fit the devices or the model.
       BundleError: nothing usable is there; the message names the file.
     """
     if weights not in ("ema", "raw"):
         raise GenerationError(f"weights must be 'ema' or 'raw', got {weights!r}")
-    return Pipeline(open_bundle(path, weights))  # type: ignore[arg-type]
+    return Pipeline(open_bundle(path, weights), mesh)  # type: ignore[arg-type]
 
 
 class Pipeline:
     """A loaded model. Programs are compiled at the first call for each shape and kept.
+
+    The devices of a mesh share the work as in training: videos are divided over `slice`, `data` and `fsdp`, weights over `fsdp`, the
+    positions of a video over `context`, heads over `tensor`. Which devices there are changes a video by rounding alone. In a
+    job of several processes each makes the same calls, and has all of the result.
 
     Attributes:
       video_size: frames, height and width the model was trained to generate; None if it only reconstructs.
@@ -64,14 +79,19 @@ class Pipeline:
       card: what its makers say about it.
     """
 
-    def __init__(self, bundle: Bundle):
-        """Raises `BundleError` if the parts do not fit each other."""
+    def __init__(self, bundle: Bundle, mesh: Mesh | MeshConfig | None = None):
+        """On all devices of all processes, each with videos of its own unless `mesh` says otherwise.
+
+        Raises `BundleError` if the parts do not fit each other, `ConfigError` if the mesh does not fit them or the devices.
+        """
+        self.mesh = mesh if isinstance(mesh, Mesh) else make_mesh(mesh or MeshConfig())
         self.card, self.licences = bundle.card, bundle.licences
         self.fps = float(bundle.card.get("fps", DEFAULT_FPS))
-        part = _component(bundle, "autoencoder")
-        self._autoencoder = _config(AutoencoderConfig, part.config, "autoencoder")
+        part = component_of(bundle, "autoencoder")
+        self._autoencoder = config_of(AutoencoderConfig, part.config, "autoencoder")
         abstract = programs.autoencoder(self._autoencoder)
-        self._autoencoder_weights = _weights(abstract, part.params, part.extra, "autoencoder")
+        self._autoencoder_weights = place_weights(abstract, part.params, part.extra, "autoencoder", self.mesh)
+        self._autoencoder_part = part
         self.video_size: VideoSize | None = None
         self.low_size: VideoSize | None = None
         self.class_names: tuple[str, ...] = ()
@@ -79,13 +99,13 @@ class Pipeline:
             self._load_generator(bundle)
 
     def _load_generator(self, bundle: Bundle) -> None:
-        transformer = _config(TransformerConfig, _component(bundle, "transformer").config, "transformer")
+        transformer = config_of(TransformerConfig, component_of(bundle, "transformer").config, "transformer")
         reads = transformer.text_width is not None
-        parts = {name: _component(bundle, name) for name in ("transformer", *(("text_encoder",) if reads else ()))}
+        parts = {name: component_of(bundle, name) for name in ("transformer", *(("text_encoder",) if reads else ()))}
         if reads and bundle.tokenizer is None:
             raise BundleError("the bundle has a transformer but no tokenizer, so it cannot read prompts")
-        text = _config(TextEncoderConfig, parts["text_encoder"].config, "text_encoder") if reads else None
-        diffusion = _config(DiffusionConfig, bundle.diffusion, "diffusion")
+        text = config_of(TextEncoderConfig, parts["text_encoder"].config, "text_encoder") if reads else None
+        diffusion = config_of(DiffusionConfig, bundle.diffusion, "diffusion")
         if len(diffusion.class_names) != (transformer.num_classes or 0):
             raise BundleError(
                 f"the transformer has {transformer.num_classes or 0} classes, the bundle names {len(diffusion.class_names)}"
@@ -98,16 +118,18 @@ class Pipeline:
         self._tokenizer = read_tokenizer(bundle.tokenizer) if bundle.tokenizer is not None and reads else None
         self._generator = programs.GeneratorConfig(transformer, text, diffusion)
         self.class_names = diffusion.class_names
-        self.sampler = _config(SamplerConfig, bundle.sampler, "sampler")
+        self.sampler = config_of(SamplerConfig, bundle.sampler, "sampler")
         if transformer.low_resolution is not None:
             try:
                 self.sampler.check_low_resolution(diffusion)
             except ConfigError as error:
                 raise BundleError(f"the bundle's sampler config cannot be used: {error}") from error
+        check_mesh(transformer, self.mesh.shape)
         params = {name: part.params for name, part in parts.items()}
         extra = {name: part.extra for name, part in parts.items() if part.extra}
         abstract = programs.denoiser(transformer, text)
-        self._generator_weights = _weights(abstract, params, extra, "transformer and text encoder")
+        what = "transformer and text encoder"
+        self._generator_weights = place_weights(abstract, params, extra, what, self.mesh, PARAMETER_AXES)
         frames, height, width = transformer.latent_shape
         time, space = self._autoencoder.time_factor, self._autoencoder.space_factor
         self.video_size = VideoSize(1 + (frames - 1) * time, height * space, width * space)
@@ -150,7 +172,7 @@ class Pipeline:
           solver: how the steps are taken, see `SamplerConfig`; by default the bundle's.
           seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size (up to rounding).
           negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
-          batch_size: videos computed at a time.
+          batch_size: videos computed at a time, rounded up to a multiple of the devices that divide them.
 
         Returns:
           uint8 [T, H, W, 3] for one prompt, [N, T, H, W, 3] for a list.
@@ -164,34 +186,33 @@ class Pipeline:
             raise GenerationError("negative_prompt is for a model that reads prompts")
         if prompt is None and guidance not in (None, 1):
             raise GenerationError("guidance is for a model that reads prompts")
-        small = self._check_low_resolution(low_resolution, len(prompts))
-        first = self._check_first_frames(first_frames, len(prompts))
-        scalars = self._check_scalars(fps=fps, motion=motion)
+        small = check_low_resolution(low_resolution, len(prompts), self.low_size, self.video_size)
+        assert self.video_size is not None  # as `check_size` has found
+        first = check_first_frames(first_frames, len(prompts), self.video_size, self._known_lengths())
+        scalars = check_scalars(self._generator.transformer.scalars, fps=fps, motion=motion)
         if size != self.video_size:
             print(
                 f"{size} is rounded up to {self.video_size}, which is what the model makes, and cropped back to the first frames and "
                 "the middle of the picture"
             )
         sampler = self._check_sampler(steps, guidance, solver)
-        keys = _row_keys(seed, len(prompts))
-        negative = (
-            None if negative_prompt is None else self._read([_check_negative(negative_prompt)], "negative_prompt")
-        )
+        check_seed(seed)
+        negative = None if negative_prompt is None else self._read([check_negative(negative_prompt)], "negative_prompt")
         if negative_prompt is not None and sampler.guidance == 1:
             print("negative_prompt has no effect with guidance 1, where nothing is steered away from")
-        read = None if prompt is None else self._read(prompts, "prompt")
-        rows = min(_check_count("batch_size", batch_size), len(prompts))
+        told = None if prompt is None else self._read(prompts, "prompt")
+        rows = _multiple(min(check_count("batch_size", batch_size), len(prompts)), batch_shards(self.mesh))
         videos = []
         for start in range(0, len(prompts), rows):
             # The last batch is filled up with its last prompt, so that there is one shape to compile.
             chosen = np.minimum(np.arange(start, start + rows), len(prompts) - 1)
-            rows_read = jax.tree.map(lambda array: array[chosen], read)  # noqa: B023
             given = Given(
-                None if small is None else jnp.asarray(self.encode(small[chosen])),
-                None if first is None else jnp.asarray(self.encode(first[chosen])),
-                {name: jnp.full(rows, value, jnp.float32) for name, value in scalars.items()},
+                None if small is None else self._encode(small[chosen]),
+                None if first is None else self._encode(first[chosen]),
+                {name: self._rows(np.full(rows, value, np.float32)) for name, value in scalars.items()},
             )
-            videos.append(self._videos(rows_read, keys[chosen], sampler, negative, given, size.frames))
+            texts = None if told is None else jax.tree.map(lambda array: array[chosen], told)  # noqa: B023
+            videos.append(self._videos(texts, seed, chosen, sampler, negative, given, size.frames))
         video = _crop(np.concatenate(videos)[: len(prompts)], size)
         alone = first_frames if first_frames is not None else low_resolution
         single = isinstance(prompt, str) or (prompt is None and alone is not None and alone.ndim == 4)
@@ -200,7 +221,7 @@ class Pipeline:
     def reconstruct(self, video: UInt8[np.ndarray, "*n t h w 3"]) -> UInt8[np.ndarray, "*n t h w 3"]:
         """A video through the autoencoder and back, at its own size; sizes the encoder does not take are padded and
         cropped back, with a line that says so."""
-        _check_video(video)
+        check_video(video)
         padded, crop = fit(video, self._autoencoder.time_factor, self._autoencoder.space_factor)
         return crop(self.decode(self.encode(padded)))
 
@@ -210,29 +231,29 @@ class Pipeline:
         """`reconstruct` of one video that arrives in chunks of any numbers of frames, in memory that does not grow with
         its length. Frames come out as soon as the autoencoder has all that they depend on. A `tiling` also bounds the
         memory that large frames need, and is approximate."""
-        model = programs.autoencoder(self._autoencoder).bind(*self._autoencoder_weights)
+        # One device of this process: a video that arrives piece by piece gives others nothing to do.
+        part = jax.device_put((self._autoencoder_part.params, self._autoencoder_part.extra), self.mesh.local_devices[0])
+        model = programs.autoencoder(self._autoencoder).bind(*part)
         padded, crop = fit_stream(chunks, self._autoencoder.time_factor, self._autoencoder.space_factor)
         latents = stream_encode(model, (to_float(jnp.asarray(chunk[None])) for chunk in padded), tiling)
         return crop(np.asarray(to_uint8(video))[0] for video in stream_decode(model, latents, tiling))
 
     def tiling(self, pixels: int) -> Tiling:
         """Tiles of at least `pixels` a side, a quarter of which overlaps."""
-        positions = max(2, -(-_check_count("the side of a tile", pixels) // self._autoencoder.space_factor))
+        positions = max(2, -(-check_count("the side of a tile", pixels) // self._autoencoder.space_factor))
         return Tiling(positions, positions // 4)
 
     def encode(self, video: UInt8[np.ndarray, "*n t h w 3"]) -> Float[np.ndarray, "*n f i j c"]:
         """Normalised latents of a video of 1 + 4k frames with sides that are multiples of 8 (factors of the
         autoencoder); others raise `ValueError`."""
-        _check_video(video)
-        latents = programs.encode(self._autoencoder, self._autoencoder_weights, video.reshape((-1, *video.shape[-4:])))
-        return np.asarray(latents).reshape((*video.shape[:-4], *latents.shape[1:]))
+        check_video(video)
+        latents = self._in_parts(self._encode, video.reshape((-1, *video.shape[-4:])))
+        return latents.reshape((*video.shape[:-4], *latents.shape[1:]))
 
     def decode(self, latents: Float[np.ndarray, "*n f i j c"]) -> UInt8[np.ndarray, "*n t h w 3"]:
         """The video of normalised latents."""
-        video = programs.decode(
-            self._autoencoder, self._autoencoder_weights, latents.reshape((-1, *latents.shape[-4:]))
-        )
-        return np.asarray(video).reshape((*latents.shape[:-4], *video.shape[1:]))
+        video = self._in_parts(lambda rows: self._decode(self._rows(rows)), latents.reshape((-1, *latents.shape[-4:])))
+        return video.reshape((*latents.shape[:-4], *video.shape[1:]))
 
     def describe(self) -> str:
         """One line: which parts, and how large."""
@@ -240,88 +261,69 @@ class Pipeline:
         text = ", ".join(f"{name.replace('_', ' ')} {_millions(tree)}" for name, tree in parts.items())
         return f"{text}; generates {self.video_size}" if self.video_size else text
 
+    def _rows(self, arrays: Any) -> Any:
+        """Arrays of a row per video, divided over the devices."""
+        return put(arrays, batch_sharding(self.mesh))
+
+    def _encode(self, videos: UInt8[np.ndarray, "n t h w 3"]) -> jax.Array:
+        with jax.set_mesh(self.mesh):
+            return programs.encode(self._autoencoder, self._autoencoder_weights, self._rows(videos))
+
+    def _decode(self, latents: jax.Array) -> jax.Array:
+        with jax.set_mesh(self.mesh):
+            return programs.decode(self._autoencoder, self._autoencoder_weights, latents)
+
+    def _in_parts(self, program: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
+        """What a program makes of rows, of which there may be any number."""
+        count = len(rows)
+        filled = np.minimum(np.arange(_multiple(count, batch_shards(self.mesh))), count - 1)
+        return read(program(rows[filled]))[:count]
+
     def _videos(
-        self, prompts: Any, keys: Any, sampler: SamplerConfig, negative: Any, given: Given, frames: int
+        self,
+        prompts: Any,
+        seed: int,
+        rows: np.ndarray,
+        sampler: SamplerConfig,
+        negative: Any,
+        given: Given,
+        frames: int,
     ) -> np.ndarray:
         if sampler.guidance == 1 or prompts is None:
             strength, negative = None, None
         else:
             # Traced, so that another strength needs no compilation.
-            strength, sampler = jnp.float32(sampler.guidance), dataclasses.replace(sampler, guidance=0.0)
+            strength, sampler = np.float32(sampler.guidance), dataclasses.replace(sampler, guidance=0.0)
         if negative is not None:
-            negative = jax.tree.map(lambda array: np.repeat(array, len(keys), axis=0), negative)
-        latents = programs.sample_latents(
-            self._generator, sampler, self._generator_weights, prompts, keys, strength, negative, given
-        )
+            negative = jax.tree.map(lambda array: np.repeat(array, len(rows), axis=0), negative)
         # The decoder is causal: later latents do not change the frames that are asked for.
         needed = 1 + math.ceil((frames - 1) / self._autoencoder.time_factor)
-        return np.asarray(programs.decode(self._autoencoder, self._autoencoder_weights, latents[:, :needed]))
+        with jax.set_mesh(self.mesh):
+            keys = programs.row_keys(np.uint32(seed), self._rows(rows.astype(np.int32)))
+            texts, negative = self._rows((prompts, negative))
+            latents = programs.sample_latents(
+                self._generator, sampler, self._generator_weights, texts, keys, strength, negative, given
+            )
+            latents = latents[:, :needed]
+        return read(self._decode(latents))
 
-    def _check_low_resolution(self, videos: Any, count: int) -> UInt8[np.ndarray, "n t i j 3"] | None:
-        """The low resolution of every prompt; None for a model that takes none."""
-        if self.low_size is None:
-            if videos is not None:
-                raise GenerationError("low_resolution is for a super-resolution model, which this is not")
-            return None
-        if videos is None:
-            raise GenerationError(
-                f"this super-resolution model makes {self.low_size} into {self.video_size}: give low_resolution, or name it as --cascade "
-                "behind a model that makes such videos"
-            )
-        _check_video(videos)
-        videos = videos.reshape((-1, *videos.shape[-4:]))
-        if videos.shape != (count, *self.low_size, 3):
-            raise GenerationError(
-                f"low_resolution must hold a video of {self.low_size} for each of {count} prompts, got {list(videos.shape)}"
-            )
-        return videos
-
-    def _check_first_frames(self, videos: Any, count: int) -> UInt8[np.ndarray, "n k h w 3"] | None:
-        """The known frames of every prompt; None for none."""
-        if videos is None:
-            return None
-        transformer, size = self._generator.transformer, self.video_size
-        assert size is not None
-        if not transformer.canvas:
-            raise GenerationError(
-                "first_frames is for a model that was trained to go on from known frames, which this was not"
-            )
-        _check_video(videos)
-        videos = videos.reshape((-1, *videos.shape[-4:]))
-        lengths = [1 + (known - 1) * self._autoencoder.time_factor for known in self._generator.diffusion.known_frames]
-        if len(videos) != count or videos.shape[1] not in lengths or videos.shape[2:] != (size.height, size.width, 3):
-            raise GenerationError(
-                f"first_frames must hold {' or '.join(map(str, lengths))} frames of {size.height}x{size.width} for each of {count} prompts, got "
-                f"{list(videos.shape)}"
-            )
-        return videos
-
-    def _check_scalars(self, **values: Any) -> dict[str, float]:
-        """Those that are told."""
-        told = {name: value for name, value in values.items() if value is not None}
-        for name, value in told.items():
-            if name not in self._generator.transformer.scalars:
-                raise GenerationError(f"{name} was given, but this model was not trained to be told it")
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not (0 <= value and math.isfinite(value))
-            ):
-                raise GenerationError(f"{name} must be a number, 0 or more, got {value!r}")
-        return told
+    def _known_lengths(self) -> list[int]:
+        """How many first frames it goes on from; none if it was not trained to."""
+        known = self._generator.diffusion.known_frames if self._generator.transformer.canvas else ()
+        return [1 + (frames - 1) * self._autoencoder.time_factor for frames in known]
 
     def _check_prompts(self, prompt: Any, first_frames: Any, low_resolution: Any) -> list[str]:
         """A prompt for each video, "" for a model that reads none."""
         if self._tokenizer is not None or self.class_names:
             if prompt is None:
                 raise GenerationError("prompt must be a string or a list of strings for this model, got None")
-            return _check_prompts(prompt)
+            return check_prompts(prompt)
         alone = first_frames if first_frames is not None else low_resolution
         if prompt is not None or alone is None:
             raise GenerationError(
                 "this model reads no prompt: give None, and the frames that it is to go on from (first_frames) or to make larger"
             )
-        _check_video(alone)
+        check_video(alone)
         return [""] * (1 if alone.ndim == 4 else len(alone))
 
     def _read(self, texts: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
@@ -351,7 +353,7 @@ class Pipeline:
             raise GenerationError("this bundle holds an autoencoder alone: it can reconstruct, but not generate")
         asked = VideoSize(
             *(
-                default if value is None else _check_count(name, value)
+                default if value is None else check_count(name, value)
                 for name, value, default in zip(("num_frames", "height", "width"), (num_frames, height, width), full)
             )
         )
@@ -362,7 +364,7 @@ class Pipeline:
     def _check_sampler(self, steps: int | None, guidance: float | None, solver: str | None) -> SamplerConfig:
         changes: dict[str, Any] = {} if solver is None else {"solver": solver}
         if steps is not None:
-            changes["steps"] = _check_count("steps", steps)
+            changes["steps"] = check_count("steps", steps)
         if guidance is not None:
             if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
                 raise GenerationError(f"guidance must be a finite number, got {guidance!r}")
@@ -375,80 +377,8 @@ class Pipeline:
             raise GenerationError(str(error)) from error
 
 
-def _component(bundle: Bundle, name: str) -> Any:
-    if name not in bundle.components:
-        raise BundleError(f"the bundle holds {', '.join(bundle.components)}, but no {name}")
-    return bundle.components[name]
-
-
-def _config(cls: type[T], values: Mapping[str, Any] | None, what: str) -> T:
-    if values is None:
-        raise BundleError(f"the bundle has a transformer but no {what} config")
-    try:
-        return from_config_dict(cls, values)
-    except ConfigError as error:
-        raise BundleError(f"the bundle's {what} config cannot be used: {error}") from error
-
-
-def _weights(model: Functional[Any], params: Tree, extra: Tree, what: str) -> tuple[Tree, Tree]:
-    """Weights on the device, after a check that names the first array that is missing, left over or of another
-    shape."""
-    expected = flatten({"params": model.abstract_params, "extra": model.abstract_extra})
-    given = flatten({"params": params, "extra": extra})
-    for path in sorted(expected.keys() | given.keys()):
-        if path not in given:
-            raise BundleError(f"{what}: the array {path} that the config calls for is missing")
-        if path not in expected:
-            raise BundleError(f"{what}: the array {path} is not part of a model of this config")
-        if given[path].shape != expected[path].shape:
-            raise BundleError(
-                f"{what}: {path} has shape {given[path].shape}, the config calls for {expected[path].shape}"
-            )
-    return jax.tree.map(jnp.asarray, (params, extra))
-
-
-def _check_prompts(prompt: Any) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else None
-    if prompts is None:
-        raise GenerationError(f"prompt must be a string or a list of strings, got {type(prompt).__name__}")
-    if not prompts:
-        raise GenerationError("prompt is an empty list; give at least one prompt")
-    for number, text in enumerate(prompts):
-        if not isinstance(text, str):
-            raise GenerationError(f"prompt {number} must be a string, got {type(text).__name__}")
-        if not text.strip():
-            raise GenerationError(f"prompt {number} is empty; say what the video should show")
-    return prompts
-
-
-def _check_negative(text: Any) -> str:
-    if not isinstance(text, str):
-        raise GenerationError(f"negative_prompt must be a string, got {type(text).__name__}")
-    if not text.strip():
-        raise GenerationError("negative_prompt is empty; leave it out to steer away from no text")
-    return text
-
-
-def _check_count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise GenerationError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
-
-
-def _check_video(video: Any) -> None:
-    if not isinstance(video, np.ndarray) or video.dtype != np.uint8:
-        found = f"an array of {video.dtype}" if isinstance(video, np.ndarray) else type(video).__name__
-        raise GenerationError(f"a video must be a uint8 array of pixels from 0 to 255, got {found}")
-    if video.ndim < 4 or video.shape[-1] != 3 or 0 in video.shape:
-        raise GenerationError(
-            f"a video must have shape [T, H, W, 3], or that of several in an array, got {video.shape}"
-        )
-
-
-def _row_keys(seed: Any, count: int) -> jax.Array:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
-        raise GenerationError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
-    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(np.uint32(seed))))(jnp.arange(count))
+def _multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
 
 
 def _crop(video: np.ndarray, size: VideoSize) -> np.ndarray:

@@ -9,7 +9,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.model import Autoencoder, to_float, to_uint8
@@ -42,6 +42,12 @@ def autoencoder(config: AutoencoderConfig) -> Functional[Autoencoder]:
 def denoiser(transformer: TransformerConfig, text: TextEncoderConfig | None) -> Functional[Denoiser]:
     """The second stage without its weights."""
     return Functional(lambda rngs: Denoiser(transformer, text, rngs))
+
+
+@jax.jit
+def row_keys(seed: UInt32[Array, ""], rows: Int[Array, " b"]) -> jax.Array:
+    """The random key of every video of a call, by its number."""
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(rows)
 
 
 @functools.partial(jax.jit, static_argnums=0)

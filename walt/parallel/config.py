@@ -36,6 +36,20 @@ class MeshConfig:
         """Axis name → size, outermost first."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    @classmethod
+    def parse(cls, text: str) -> MeshConfig:
+        """Of "fsdp=4,tensor=2", the other axes being as they are by default; `ConfigError` for anything else."""
+        sizes: dict[str, int] = {}
+        names = [field.name for field in dataclasses.fields(cls)]
+        for part in filter(None, text.split(",")):
+            name, _, size = part.partition("=")
+            if name not in names or name in sizes or not size.removeprefix("-").isdecimal():
+                raise ConfigError(
+                    f"a mesh is written such as fsdp=4,tensor=2, with axes {', '.join(names)}, got {text!r}"
+                )
+            sizes[name] = int(size)
+        return cls(**sizes)
+
     def resolve(self, num_devices: int) -> dict[str, int]:
         """The axis sizes for `num_devices` devices, -1 replaced; `ConfigError` if they do not multiply to that
         number.

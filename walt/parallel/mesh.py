@@ -5,15 +5,13 @@ Axes are `AxisType.Auto`: we say where inputs, parameters and outputs lie, and t
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from walt.config import ConfigError
@@ -21,30 +19,6 @@ from walt.parallel.config import MeshConfig
 
 BATCH_AXES = ("slice", "data", "fsdp")
 """The mesh axes over which the rows of a batch are divided."""
-
-
-def initialize(multihost: bool = False) -> None:
-    """Join the other hosts of this job; on a single machine does nothing.
-
-    A job spans hosts when `JAX_COORDINATOR_ADDRESS` is set (with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`), when
-    `TPU_WORKER_HOSTNAMES` names several, or when `multihost` says so: then JAX asks the cluster it runs on (Cloud TPU,
-    Slurm, Open MPI). Call it before anything asks for devices. `ConfigError` if a variable is missing.
-    """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address:
-        count, index = (_environment_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        jax.distributed.initialize(coordinator_address=address, num_processes=count, process_id=index)
-    elif multihost or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-        jax.distributed.initialize()
-    if jax.process_count() > 1:
-        logging.info("process %d of %d", jax.process_index(), jax.process_count())
-
-
-def _environment_number(name: str) -> int:
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        raise ConfigError(f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a number too, got {value!r}")
-    return int(value)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -112,3 +86,27 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     if processes == 1:
         return {name: jax.device_put(rows, sharding) for name, rows in batch.items()}
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def put(values: Any, shardings: Any) -> Any:
+    """A tree of global arrays, placed as a tree of shardings (or one for all) says. Every process holds all of the values, and its
+    devices take their share alone; arrays that lie where they should stay there.
+    """
+
+    def placed(value: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(value, jax.Array) and (sharding.is_fully_addressable or not value.is_fully_addressable):
+            return jax.device_put(value, sharding)
+        array = np.asarray(value)
+        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda value: placed(value, shardings), values)
+    return jax.tree.map(placed, values, shardings)
+
+
+def read(array: jax.Array) -> np.ndarray:
+    """The whole array, on every process; all of them must call this."""
+    if not array.is_fully_addressable and not array.is_fully_replicated:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from walt.config import ConfigError
 from walt.parallel.mesh import batch_shards, check_processes, make_mesh, put_batch
+from walt.parallel.processes import failing_together
 from walt.parallel.rules import ParameterAxes
 from walt.training.checkpoint import Checkpoints, Clock, check_config, check_folder, latest_step, recover
 from walt.training.config import TrainingConfig
@@ -92,6 +93,7 @@ def train(
         stop = stack.enter_context(StopSignal())
         stack.enter_context(contextlib.closing(profiler))
         meter = stack.enter_context(contextlib.closing(Meter(log, clock, step, config, task.row_cost())))
+        stack.enter_context(failing_together())  # last, so that it is left first
 
         run, learning_rate = None, make_schedule(config.optimizer, config.num_steps)
         while True:
