@@ -142,13 +142,7 @@ def test_two_processes_train_like_one(together, alone):
     [
         (1, ["data=4"]),
         (1, ["data=1", "fsdp=4"]),
-        pytest.param(
-            2,
-            ["data=4", "context=2"],
-            marks=pytest.mark.xfail(
-                reason="with one process too, gradients of attention's out kernels are too small on this mesh"
-            ),
-        ),
+        (2, ["data=4", "context=2"]),
         (2, ["data=2", "fsdp=2", "tensor=2"]),
     ],
     ids=str,

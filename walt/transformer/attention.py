@@ -117,20 +117,21 @@ def _mix_in_groups(query: Array, key: Array, value: Array, bias: Array | None, m
     return mixed.reshape(query.shape[:-1] + value.shape[-1:])
 
 
-def divided(tokens: Float[Array, "B W n d"], windows: Windows) -> Float[Array, "B W n d"]:
-    """Tokens with their windows, or the places in each, divided over the devices of one example."""
+def divided(x: Float[Array, "B W n d"], windows: Windows, features: str | None = None) -> Float[Array, "B W n d"]:
+    """With its windows, or the places in each, divided over the devices of one example.
+
+    Said of what products give as well as of what they are given: where the compiler was left to find it out, it summed the gradient of weights over
+    `context` and forgot the rows (jax 0.10.2).
+    """
     by = windows.divided_over(axis_size("context"))
-    return constrain(
-        tokens, "batch", "context" if by == "windows" else None, "context" if by == "queries" else None, None
-    )
+    window, place = ("context" if by == each else None for each in ("windows", "queries"))
+    return constrain(x, "batch", window, place, features)
 
 
 def whole_windows(x: Float[Array, "B W n d"], windows: Windows) -> Float[Array, "B W n d"]:
     """Keys or values of whole windows: gathered where only queries are divided."""
-    by = windows.divided_over(axis_size("context"))
-    if by == "queries":
-        # As it was computed first, or the compiler gathers tokens instead, and each device projects all of them.
-        x = constrain(x, "batch", None, "context", "heads")
+    # As it was computed first, or the compiler gathers tokens instead, and each device projects all of them.
+    x, by = divided(x, windows, "heads"), windows.divided_over(axis_size("context"))
     return constrain(x, "batch", "context" if by == "windows" else None, None, "heads")
 
 
@@ -167,7 +168,7 @@ class Attention(nnx.Module):
             return jnp.broadcast_to(flags, (*tokens.shape[:2], size))[:, :, None].astype(jnp.int32)
 
         inputs = Tokens(
-            self.query.product(tokens),
+            divided(self.query.product(tokens), windows, "heads"),
             parts(self.key),
             parts(self.value),
             None if mask is None else per_window(mask, mask.shape[-1]),
@@ -175,7 +176,8 @@ class Attention(nnx.Module):
         )
         offsets = self.query.offset[None], self.key.offset[None], self.value.offset[None]
         shared = Shared(offsets, self.scale[None], bias)
-        return self.out(attend(inputs, shared, heads=self.heads, norm=self.query_norm is not None, windows=windows))
+        mixed = attend(inputs, shared, heads=self.heads, norm=self.query_norm is not None, windows=windows)
+        return divided(self.out(mixed), windows)
 
     @property
     def scale(self) -> Float[Array, " d"]:
