@@ -182,9 +182,9 @@ def test_context_gathers_keys_and_values_of_frames_and_moves_tokens_to_windows_t
     # Two devices: a band of rows holds whole ST windows. Keys and values of three attentions over frames: S, and cross twice.
     kinds, shapes = collectives(SMALL, data=4, context=2)
     assert kinds == {"all-gather": 6} and set(shapes) == {(2, *FRAME[1:])}
-    # Four: a band is half a window. There and back, with the gate of its residual.
+    # Four: a band is half a window. Tokens go there and back.
     kinds, shapes = collectives(SMALL, data=2, context=4)
-    assert kinds == {"all-gather": 6, "all-to-all": 3}
+    assert kinds == {"all-gather": 6, "all-to-all": 2}
 
 
 def test_tensor_sums_activations_behind_every_pair_of_products():

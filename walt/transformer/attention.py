@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from walt.parallel.activations import axis_size, constrain, on_each_device
@@ -117,6 +118,12 @@ def _mix_in_groups(query: Array, key: Array, value: Array, bias: Array | None, m
     return mixed.reshape(query.shape[:-1] + value.shape[-1:])
 
 
+def by_rows(x: Float[Array, "B T H W d"]) -> Float[Array, "B T H W d"]:
+    """Tokens in their grid, whose rows are divided over the devices of one example; said on both sides of the exchange between rows and windows, so
+    that nothing but tokens is exchanged."""
+    return constrain(x, "batch", None, "context", None, None)
+
+
 def divided(x: Float[Array, "B W n d"], windows: Windows, features: str | None = None) -> Float[Array, "B W n d"]:
     """With its windows, or the places in each, divided over the devices of one example.
 
@@ -177,7 +184,7 @@ class Attention(nnx.Module):
         offsets = self.query.offset[None], self.key.offset[None], self.value.offset[None]
         shared = Shared(offsets, self.scale[None], bias)
         mixed = attend(inputs, shared, heads=self.heads, norm=self.query_norm is not None, windows=windows)
-        return divided(self.out(mixed), windows)
+        return divided(self.out(checkpoint_name(mixed, "attention")), windows)
 
     @property
     def scale(self) -> Float[Array, " d"]:
@@ -202,11 +209,11 @@ class WindowAttention(Attention):
     ) -> Float[Array, "B T H W d"]:
         """Rows where `identity` is True attend to nothing but themselves: every token's output is its own value, projected."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
-        tokens, real = divided(windows.split(x), windows), windows.token_mask()
+        tokens, real = divided(windows.split(by_rows(x)), windows), windows.token_mask()
         wide = at_least_float32(tokens).dtype
         bias = None if self.relative_bias is None else self.relative_bias(windows.window, wide)
         mask = None if real is None else jnp.asarray(real)[None]
-        return windows.merge(self.attend(tokens, windows, bias=bias, mask=mask, identity=identity))
+        return by_rows(windows.merge(self.attend(tokens, windows, bias=bias, mask=mask, identity=identity)))
 
 
 class CrossAttention(Attention):
@@ -224,7 +231,7 @@ class CrossAttention(Attention):
     ) -> Float[Array, "B T H W d"]:
         """`G` is 1 (one caption for the row) or T (one per frame); `text_mask` is True on real text tokens."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
-        tokens, real = divided(windows.split(x), windows), windows.token_mask()
+        tokens, real = divided(windows.split(by_rows(x)), windows), windows.token_mask()
         seen_tokens = jnp.broadcast_to(True if real is None else real, tokens.shape[:3])
         mask = jnp.concatenate([seen_tokens, windows.of_frames(text_mask)], axis=-1)
-        return windows.merge(self.attend(tokens, windows, text=text, mask=mask))
+        return by_rows(windows.merge(self.attend(tokens, windows, text=text, mask=mask)))

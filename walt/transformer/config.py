@@ -42,7 +42,8 @@ class TransformerConfig:
         long_skips: joins the output of the i-th unit (a layer, or an S/ST pair) to the input of the i-th unit from the end, as in U-ViT; the
             number of units is then odd.
         dtype: dtype of the computation; parameters are float32, norms and softmax at least float32.
-        remat: what the backward pass recomputes within each S/ST pair: "none", "full" (all of it) or "dots" (all but products with weights).
+        remat: what the backward pass recomputes within each S/ST pair: "none"; "full": all of it; "dots": all but products with weights;
+            "attention": all but those and what attention mixes; "offload": as "dots", which wait in the memory of the host.
     """
 
     latent_shape: Size3
@@ -68,7 +69,7 @@ class TransformerConfig:
     relative_bias: bool = True
     long_skips: bool = False
     dtype: Literal["bfloat16", "float32", "float64"] = "float32"
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "full", "dots", "attention", "offload"] = "none"
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -132,7 +133,7 @@ class TransformerConfig:
             "adaln": ("shared", "lora", "separate", "none"),
             "position": ("learned", "sincos"),
             "dtype": ("bfloat16", "float32", "float64"),
-            "remat": ("none", "full", "dots"),
+            "remat": ("none", "full", "dots", "attention", "offload"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

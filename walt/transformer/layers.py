@@ -67,12 +67,14 @@ class NormScale(nnx.Module):
 
 
 def layer_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-    """LayerNorm over the last axis without parameters (they come from the conditioning), eps 1e-6."""
+    """LayerNorm over the last axis without parameters (they come from the conditioning), eps 1e-6.
+
+    The variance is the mean of squares less the square of the mean: one pass over the tokens for both, where a centred sum of squares needs two.
+    """
     wide = at_least_float32(x)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + NORM_EPSILON)).astype(
-        x.dtype
-    )
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean)
+    return ((wide - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON)).astype(x.dtype)
 
 
 def head_norm(x: Float[Array, "*batch d"], heads: int) -> Float[Array, "*batch d"]:

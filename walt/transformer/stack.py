@@ -14,6 +14,17 @@ from jaxtyping import Array
 
 M = TypeVar("M", bound=nnx.Module)
 
+_policies = jax.checkpoint_policies
+_products = _policies.dots_with_no_batch_dims_saveable
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": _policies.everything_saveable,
+    "full": _policies.nothing_saveable,
+    "dots": _products,
+    "attention": _policies.save_from_both_policies(_products, _policies.save_only_these_names("attention")),
+    "offload": _policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
+"""What is kept for the backward pass, by name; it computes the rest again. See `TransformerConfig.remat`."""
+
 
 def init_stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     """`count` independently initialised copies of `make(rngs)` as one module with stacked parameters."""
@@ -29,7 +40,7 @@ def run_stack(
 
     Args:
         context: any pytree of arrays that all blocks see.
-        remat: "none", "full" (the backward pass recomputes each block) or "dots" (it recomputes all but the products with weights).
+        remat: one of REMAT.
         skips: what a stack before this one gave: its last output is a third argument of the first block here, and so on inwards out (U-ViT).
     """
     graph, states = nnx.split(stack)
@@ -39,9 +50,8 @@ def run_stack(
         return block(x, context) if skip is None else block(x, context, skip)
 
     if remat != "none":
-        policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
         # Inside a scan XLA cannot merge the recomputation with the original, so no barrier is needed against it.
-        apply = jax.checkpoint(apply, policy=policy, prevent_cse=False)
+        apply = jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=False)
 
     def advance(x: Array, each: tuple[Any, Array | None]) -> tuple[Array, Array | None]:
         state, skip = each
