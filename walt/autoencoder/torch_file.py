@@ -1,4 +1,4 @@
-"""Reads tensors from a file written by `torch.save`, without torch and without running what the file says.
+"""Reads tensors from a file written by `torch.save` or `torch.jit.save`, without torch and without running what the file says.
 
 Two formats, both a pickle of tensors that refer to raw storages by key:
 
@@ -6,8 +6,11 @@ Two formats, both a pickle of tensors that refer to raw storages by key:
                            storage keys; then, for each key, an int64 number of elements and the elements
     zip     (torch >= 1.6) NAME/data.pkl, and NAME/data/KEY for each storage
 
-A pickle is a program. This one may name an ordered dict, the function that makes a tensor and the storage types; any other
-name ends the reading, and a file is not looked into at all before its SHA-256 is found right.
+The second is TorchScript's as well, whose object is a tree of modules; its code is left unread.
+
+A pickle is a program. This one may name an ordered dict, the function that makes a tensor, the storage types and modules,
+which become plain dicts; any other name ends the reading, and a file is not looked into at all before its SHA-256 is found
+right.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,18 +70,30 @@ class _RebuildTensor:
         return view(storage[offset:], shape, tuple(stride * storage.itemsize for stride in strides))
 
 
+class _Module(dict[str, Any]):
+    """Stands for any module of TorchScript: its attributes by name."""
+
+    __slots__ = ()
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        self.update(attributes)
+
+
+LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
+
 ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     **{("torch", name): _StorageType(dtype) for name, dtype in DTYPES.items()},
+    **{("torch.jit._pickle", name): list for name in LISTS},
 }
 
 
 def read_tensors(path: str | os.PathLike[str], sha256: str) -> dict[str, np.ndarray]:
-    """Name -> array of a file that holds a dict of tensors, such as a module's `state_dict`.
+    """Name -> array of a file that holds a dict of tensors, such as a module's `state_dict`, or a TorchScript module.
 
     Raises:
-      TorchFileError: the file is missing, its SHA-256 is another, or it holds anything but a dict of tensors.
+      TorchFileError: the file is missing, its SHA-256 is another, or it holds anything but these.
     """
     try:
         data = Path(path).read_bytes()
@@ -93,11 +108,22 @@ def read_tensors(path: str | os.PathLike[str], sha256: str) -> dict[str, np.ndar
         raise TorchFileError(f"{path} {error}") from error
     except Exception as error:  # a pickle can fail in as many ways as a program
         raise TorchFileError(f"{path} is not a readable torch file: {error}") from error
+    if isinstance(tensors, _Module):
+        tensors = dict(_parameters(tensors))
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(array, np.ndarray) for name, array in tensors.items()
     ):
         raise TorchFileError(f"{path} holds something else than a dict of tensors")
     return {name: np.array(array) for name, array in tensors.items()}  # copies: no tensor keeps a whole storage alive
+
+
+def _parameters(module: _Module, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a module and of those within it, with the names that its `state_dict` gives them."""
+    for name, value in module.items():
+        if isinstance(value, _Module):
+            yield from _parameters(value, f"{prefix}{name}.")
+        elif isinstance(value, np.ndarray):
+            yield f"{prefix}{name}", value
 
 
 class _Unpickler(pickle.Unpickler):
@@ -108,6 +134,8 @@ class _Unpickler(pickle.Unpickler):
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "__torch__":
+            return _Module
         if (module, name) not in ALLOWED:
             raise TorchFileError(f"names {module}.{name}, which a file of tensors has no need of, so it is not read")
         return ALLOWED[module, name]
