@@ -9,6 +9,7 @@ from walt.evaluation.clips import Clips, EvaluationError
 from walt.evaluation.diversity import diversity_ratio, mean_pairwise_distance, pairwise_distances
 from walt.evaluation.environment import describe_environment, peak_memory_gb
 from walt.evaluation.frechet import frechet_distance
+from walt.evaluation.kernel import kernel_distance
 from walt.evaluation.motion import frame_difference, motion_ratio
 from walt.evaluation.nearest import nearest_clips
 from walt.evaluation.prompts import fit_classifier, prompt_accuracy, shuffled_labels
@@ -30,6 +31,7 @@ __all__ = [
     "fit_classifier",
     "frame_difference",
     "frechet_distance",
+    "kernel_distance",
     "mean_frames",
     "mean_pairwise_distance",
     "motion_ratio",
