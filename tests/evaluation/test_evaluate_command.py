@@ -70,8 +70,7 @@ def test_a_whole_evaluation_writes_its_figures(real, footage, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (
         "12 generated clips, 24 real held-out clips" in printed
-        and "FVD" in printed
-        and "not part of this release" in printed
+        and "none of these figures is a Fréchet video distance (FVD)" in printed
     )
     assert "“a game of dusk”" in page.read_text()
 
@@ -187,7 +186,10 @@ def test_errors_of_the_command_say_what_would_be_right(real, tmp_path):
     flags = ["walt evaluate", f"--real={real}", f"--generated={real}"]
     with pytest.raises(command.CommandError, match="either --generated"):
         evaluate.main(flags[:2])
-    with pytest.raises(ValueError, match="unknown protocol 'ucf101-magvit': this release has only atari-mini"):
+    with pytest.raises(
+        ValueError,
+        match="unknown protocol 'ucf101-magvit': there is atari-mini and, for the Fréchet video distance, magvit-ucf101",
+    ):
         evaluate.main([*flags, "--protocol=ucf101-magvit"])
     with pytest.raises(command.CommandError, match=r"real is a folder; the output must be the name of a file"):
         evaluate.main([*flags, f"--json={real}"])

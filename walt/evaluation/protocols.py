@@ -6,8 +6,13 @@ others of the same protocol. What a publication leaves open stands in `left_open
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from walt.evaluation.clips import EvaluationError
 from walt.evaluation.i3d import EPSILON, FEWEST_FRAMES, SIDE
@@ -58,8 +63,23 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < FEWEST_FRAMES:
             raise EvaluationError(f"protocol {self.name}: I3D needs at least {FEWEST_FRAMES} frames, got {self.frames}")
+        if self.selection not in ("first", "random") or self.quantise not in ("none", "round", "truncate"):
+            raise EvaluationError(f"protocol {self.name}: unknown {self.selection!r} or {self.quantise!r}")
         if self.resizes[-1].size != SIDE:
             raise EvaluationError(f"protocol {self.name}: the last size must be {SIDE}, got {self.resizes[-1].size}")
+
+    def prepared(self, frames: np.ndarray) -> np.ndarray:
+        """A clip [t, h, w, 3], uint8 or float32 of 0 to 255, as it enters the network's program: uint8 where it holds whole numbers."""
+        if self.prepare is not None and frames.shape[1:3] != (self.prepare.size, self.prepare.size):
+            frames = self.prepare.on_host(frames)
+        if frames.dtype == np.uint8 or self.quantise == "none":
+            return frames
+        whole = np.rint(frames) if self.quantise == "round" else np.floor(frames)
+        return np.clip(whole, 0, 255).astype(np.uint8)
+
+    def settings(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @property
     def span(self) -> int | None:
@@ -94,7 +114,8 @@ MAGVIT_UCF101 = Protocol(
     divisor="N-1",
     estimator="tfgan",
     left_open=(
-        "10,000 real clips are drawn from 9,537 videos: videos are walked in order, again with other clips when exhausted",
+        "how 10,000 real clips come from 9,537 videos: here one of each, so as many",
+        "real clips of a repeat: here the same for all",
     ),
 )
 MAGVIT_K600 = Protocol(
@@ -110,7 +131,7 @@ MAGVIT_K600 = Protocol(
     real_split="validation",
     divisor="N-1",
     estimator="tfgan",
-    left_open=("which 50,000 real clips: videos are walked in order",),
+    left_open=("which real clips: here one of each of the first videos, the same for all repeats",),
 )
 STYLEGAN_V = Protocol(
     name="stylegan-v-2048-16f",
