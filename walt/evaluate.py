@@ -220,3 +220,7 @@ def _write_report(page: Report, path: Path) -> None:
     print(
         f"Report: {report.write_report(dataclasses.replace(page, environment=environment.describe_environment()), path)}"
     )
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,9 +1,11 @@
+import importlib
+import inspect
 import json
 
 import numpy as np
 import pytest
 
-from walt import command, evaluate
+from walt import cli, command, evaluate
 from walt.data import media
 from walt.data.records import DatasetError, Manifest, RecordWriter, new_dataset, write_manifest
 from walt.evaluation import source
@@ -203,3 +205,10 @@ def test_an_error_is_one_sentence_and_a_status(real, capsys):
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("walt evaluate: unknown protocol 'fvd'") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", cli.available())
+def test_every_command_runs_as_a_module(name):
+    """`python -m walt.NAME` of a module that only defines `main` does nothing and says so to nobody."""
+    source = inspect.getsource(importlib.import_module(f"walt.{name}"))
+    assert source.rstrip().endswith('if __name__ == "__main__":\n    command.run(main)')

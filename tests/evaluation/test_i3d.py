@@ -110,7 +110,7 @@ def test_no_weight_is_a_parameter_and_all_are_counted(formula):
     weights = i3d.weight_tree(formula)
     assert not MODEL.abstract_params
     assert jax.tree.map(lambda a: a.shape, weights) == jax.tree.map(lambda a: a.shape, MODEL.abstract_extra)
-    assert count_parameters(weights) == sum(a.size for n, a in formula.items() if not n.endswith(".mean"))
+    assert count_parameters(weights) == sum(array.size for array in formula.values())
 
 
 def test_pooling_is_that_of_a_window_at_once():
@@ -145,6 +145,24 @@ def test_black_against_white_is_as_published(published, frames, expected):
     )
     same = lambda logits: np.repeat(logits, 16, axis=0)  # noqa: E731
     assert frechet_distance(same(black), same(white)) == pytest.approx(expected, rel=5e-4)
+
+
+@pytest.fixture(scope="module")
+def noise(published):
+    """Logits of two sets of 128 clips of noise in [0, 1], which are fed as they are."""
+    weights = i3d.weight_tree(published)
+
+    def logits(seed: int) -> np.ndarray:
+        videos = np.random.RandomState(seed).rand(128, 16, 224, 224, 3).astype(np.float32)
+        return np.concatenate([RUN(weights, videos[start : start + 4]) for start in range(0, 128, 4)])
+
+    return logits(1), logits(2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator, expected", [("tfgan", 10.138085), ("eigh", 10.138080)])
+def test_the_distance_of_noise_is_as_published(noise, estimator, expected):
+    assert frechet_distance(*noise, estimator) == pytest.approx(expected, abs=1e-6)
 
 
 # ---- the weights

@@ -165,31 +165,43 @@ def _compute(
     shapes: dict[tuple[int, ...], str],
     bar: Any,
 ) -> Features:
-    """The next `count` videos. Batches are computed while those behind them are decoded."""
+    """The next `count` videos. One batch is computed while the next is decoded; the bar counts what is finished."""
     batch: list[np.ndarray] = []
-    waiting, bad = [], []
+    logits, bad = [np.empty((0, LOGITS), np.float32)], []
+    computing: deque[Callable[[], np.ndarray]] = deque()
+
+    def finish(most: int) -> None:
+        while len(computing) > most:
+            logits.append(computing.popleft()())
+            bar.update(len(logits[-1]))
+
     for _ in range(count):
         video, clip = next(decoding)
-        bar.update()
         if isinstance(clip, Exception):
             bad.append(str(clip))
+            bar.update()
             continue
-        name = shapes.setdefault(clip.shape, video.name)
-        if len(shapes) > 1:
-            (shape, other), *_ = shapes.items()
-            raise EvaluationError(
-                f"{name} gives a clip of {list(clip.shape)} but {other} one of {list(shape)}: all need one shape"
-            )
+        _check_shape(shapes, clip.shape, video.name)
         batch.append(clip)
         if len(batch) == extractor.batch_size:
-            waiting.append(extractor(batch))
+            computing.append(extractor(batch))
             batch = []
+            finish(most=1)
     if batch:
-        waiting.append(extractor(batch))
-    logits = [wait() for wait in waiting]
-    return Features(
-        np.concatenate(logits) if logits else np.empty((0, LOGITS), np.float32), tuple(bad), "", next(iter(shapes), ())
-    )
+        computing.append(extractor(batch))
+    finish(most=0)
+    found = [rows for rows in logits if len(rows)] or logits
+    return Features(np.concatenate(found), tuple(bad), "", next(iter(shapes), ()))
+
+
+def _check_shape(shapes: dict[tuple[int, ...], str], shape: tuple[int, ...], name: str) -> None:
+    """Notes who brought a shape first. Raises `EvaluationError` for a second shape."""
+    shapes.setdefault(shape, name)
+    if len(shapes) > 1:
+        (first, other), *_ = shapes.items()
+        raise EvaluationError(
+            f"{name} gives a clip of {list(shape)} but {other} one of {list(first)}: all need one shape"
+        )
 
 
 # ---- the cache
