@@ -64,6 +64,10 @@ class Arguments:
     )
     cache: str | None = command.flag("Folder to keep features in; default ~/.cache/walt/features.", default=None)
     intervals: int = command.flag("Subsets that confidence intervals are made of; 0 for none.", default=100)
+    sensitivity: bool = command.flag(
+        "Measure also halves of the real clips, and generated clips with frames shuffled, frozen or noisy.",
+        default=False,
+    )
     seed: int = command.flag("Seed of the choice of clips of longer videos and of subsets.", default=0)
     json: str | None = command.flag("File to write the result to, as JSON.", default=None)
     report: str | None = command.flag(
@@ -116,12 +120,15 @@ def _evaluate_distance(arguments: Arguments, json: Path | None) -> None:
         intervals=arguments.intervals,
         seed=arguments.seed,
         save_real=save_real,
+        sensitivity=arguments.sensitivity,
     )
     figures = found.figures
     print(
         f"{figures['num_generated']} generated clips, {figures['num_real']} real clips, protocol {arguments.protocol}"
     )
     _print_figures(figures)
+    for name, row in figures.get("sensitivity", {}).items():
+        print(f"  {name:32s} {row['frechet_distance']:.4g}, kernel {row['kernel_distance']:.4g}, {row['clips']} clips")
     for warning in found.warnings:
         print(f"Note: {warning}.")
     if json:

@@ -9,7 +9,7 @@ import pytest
 
 from walt import command, evaluate
 from walt.data import media
-from walt.evaluation import EvaluationError, card, distance, evaluate_videos, features, i3d_weights
+from walt.evaluation import EvaluationError, card, distance, evaluate_videos, features, i3d_weights, sensitivity
 from walt.evaluation.features import Extractor
 from walt.evaluation.footage import of_arrays
 from walt.evaluation.frechet import frechet_at_infinity, frechet_distance
@@ -107,6 +107,39 @@ def test_subsets_and_the_limit_are_taken_where_clips_are_many(network, monkeypat
     assert found["kvd"] == pytest.approx(kernel_distance(a, b, 100, 100), rel=1e-3)
     assert found["fvd_infinity"] == pytest.approx(frechet_at_infinity(a, b, divisor="N").value, rel=1e-2)
     assert found["fvd_infinity"] < found["fvd"]
+
+
+def test_sensitivity_is_the_distance_of_spoilt_clips(network, tmp_path):
+    real, generated = of_arrays(videos(20), "real"), of_arrays(videos(16, seed=1), "generated")
+    rows = [
+        distance.evaluate_footage(real, generated, NINE, intervals=0, cache=tmp_path, sensitivity=True).figures[
+            "sensitivity"
+        ]
+        for _ in range(2)
+    ]
+    assert rows[0] == rows[1] and list(rows[0]) == ["real clips, halves", *sensitivity.SPOILT]
+    a = logits(videos(20))
+    assert rows[0]["real clips, halves"]["clips"] == 10
+    frozen = logits(np.repeat(videos(16, seed=1)[:, :1], 9, axis=1))
+    found = rows[0]["first frame frozen"]
+    assert found["frechet_distance"] == pytest.approx(frechet_distance(a, frozen, divisor="N"), rel=1e-4)
+    assert found["kernel_distance"] == pytest.approx(kernel_distance(a, frozen), rel=1e-4) and found["clips"] == 16
+
+
+def test_spoilt_clips_are_what_their_names_say():
+    clip = videos(1)[0]
+    shuffled, frozen, noisy = (
+        sensitivity.spoilt(of_arrays([clip], "x"), how).videos[0].clip(None, 1, lambda places: 0)
+        for how in sensitivity.SPOILT
+    )
+    assert not np.array_equal(shuffled, clip) and {f.tobytes() for f in shuffled} == {f.tobytes() for f in clip}
+    assert (frozen == clip[0]).all() and frozen.shape == clip.shape
+    error = noisy.astype(float) - clip
+    assert noisy.dtype == np.uint8 and error[(clip > 100) & (clip < 150)].std() == pytest.approx(25, rel=0.15)
+    light = (
+        sensitivity.spoilt(of_arrays([clip / 255], "x"), "noise of 25 / 255").videos[0].clip(None, 1, lambda places: 0)
+    )
+    assert light.dtype == np.float32 and np.abs(light - noisy).max() <= 0.51
 
 
 def test_what_cannot_be_measured_is_refused(network):

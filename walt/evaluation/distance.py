@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from walt.evaluation.interval import confidence_interval
 from walt.evaluation.kernel import kernel_distance
 from walt.evaluation.manifold import NEIGHBOURS, manifold
 from walt.evaluation.protocols import Protocol, protocol_named
+from walt.evaluation.sensitivity import SPOILT, spoilt
 from walt.evaluation.threads import one_blas_thread
 
 FEWEST_CLIPS = 400
@@ -85,10 +86,12 @@ def evaluate_footage(
     intervals: int = 100,
     seed: int = 0,
     save_real: Path | None = None,
+    sensitivity: bool = False,
 ) -> VideoDistance:
     """`evaluate_videos` of any footage, or of stored statistics of the real one; features are kept in `cache`.
 
-    With `save_real` the statistics of the real footage are written there, for `read_real`. Raises `EvaluationError` as
+    With `save_real` the statistics of the real footage are written there, for `read_real`. With `sensitivity` the figures are followed by
+    those of two halves of the real clips, and of the generated ones spoilt in known ways. Raises `EvaluationError` as
     `evaluate_videos`, and for statistics under another protocol, network or seed.
     """
     extractor = Extractor(protocol, weights)
@@ -107,7 +110,17 @@ def evaluate_footage(
         raise EvaluationError(
             f"real clips are {list(shape)} but generated ones {list(of_generated.clip_shape)}: bring both to one size and length"
         )
-    return _measure(of_real, of_generated, protocol, intervals, seed)
+    found = _measure(of_real, of_generated, protocol, intervals, seed)
+    if not sensitivity:
+        return found
+    count = found.figures["num_generated"]
+    sets = {"real clips, halves": (of_real.logits[::2], of_real.logits[1::2])}
+    for how in SPOILT:
+        footage = spoilt(generated.first(count), how)
+        of_spoilt = features.extract(footage, extractor, random_start=False, seed=seed, cache=cache, title=how)
+        sets[how] = (of_real.logits, of_spoilt.logits)
+    rows = {name: _pair(*logits, protocol) for name, logits in sets.items()}
+    return replace(found, figures={**found.figures, "sensitivity": rows})
 
 
 # ---- statistics of real footage
@@ -156,6 +169,14 @@ def _stored(statistics: RealStatistics, extractor: Extractor, seed: int) -> Real
 
 
 @one_blas_thread
+def _pair(real: np.ndarray, generated: np.ndarray, protocol: Protocol) -> dict[str, float]:
+    """Both distances and the smaller number of clips."""
+    frechet = frechet_distance(real, generated, protocol.estimator, protocol.divisor)
+    kernel = kernel_distance(real, generated, _subsets(real, generated), KERNEL_SUBSET)
+    return {"frechet_distance": frechet, "kernel_distance": kernel, "clips": min(len(real), len(generated))}
+
+
+@one_blas_thread
 def _measure(real: RealStatistics, generated: Features, protocol: Protocol, intervals: int, seed: int) -> VideoDistance:
     measure = partial(frechet_distance, estimator=protocol.estimator, divisor=protocol.divisor)
     count = protocol.num_generated or len(generated.logits)
@@ -164,13 +185,12 @@ def _measure(real: RealStatistics, generated: Features, protocol: Protocol, inte
     distances = [measure(real.logits, group) for group in groups]
     first, published = groups[0], real.card["network"]["published"]
     fvd, kvd = ("fvd", "kvd") if published else ("frechet_distance", "kernel_distance")
-    subsets = KERNEL_SUBSETS if max(len(real.logits), len(first)) > KERNEL_SUBSET else 0
     figures: dict[str, Any] = {fvd: float(np.mean(distances))}
     if repeats > 1:
         figures[f"{fvd}_std"] = float(np.std(distances))
     figures[f"{fvd}_ci"] = _interval(measure, real.logits, first, intervals, seed)
     figures[f"{fvd}_infinity"] = _at_infinity(real.logits, first, protocol, seed)
-    figures[kvd] = kernel_distance(real.logits, first, subsets, KERNEL_SUBSET, seed)
+    figures[kvd] = kernel_distance(real.logits, first, _subsets(real.logits, first), KERNEL_SUBSET, seed)
     figures[f"{kvd}_ci"] = _interval(kernel_distance, real.logits, first, intervals, seed, KERNEL_SUBSET)
     figures.update(_manifold(real.logits, first, intervals, seed))
     figures |= {"num_real": len(real.logits), "num_generated": len(first), "repeats": repeats}
@@ -186,6 +206,11 @@ def _measure(real: RealStatistics, generated: Features, protocol: Protocol, inte
         "versions": card.versions(),
     }
     return VideoDistance(figures, _warnings(figures, protocol, real, published), finished)
+
+
+def _subsets(real: np.ndarray, generated: np.ndarray) -> int:
+    """Of the kernel distance; none where whole sets are small enough."""
+    return KERNEL_SUBSETS if max(len(real), len(generated)) > KERNEL_SUBSET else 0
 
 
 def _interval(

@@ -38,22 +38,25 @@ Choose = Callable[[int], int]
 
 @dataclass(frozen=True)
 class Video:
-    """One video: `frames(span, stride, choose)` reads a clip of it; `span` is `None` for the whole video.
-
-    Raises `MediaError` or `EvaluationError` for a video that cannot be read or is too short.
-    """
+    """One video. `read(span, choose)` gives that many frames in a row, all of them for `None` or where there are fewer; `change`, if
+    there is one, is made to every clip of 0 to 255."""
 
     name: str
     read: Callable[[int | None, Choose], np.ndarray]
+    change: Callable[[np.ndarray], np.ndarray] | None = None
 
     def clip(self, frames: int | None, stride: int, choose: Choose) -> np.ndarray:
-        """uint8, or float32 of 0 to 255 [frames, h, w, 3]."""
+        """uint8, or float32 of 0 to 255 [frames, h, w, 3]; all frames of the video for `None`.
+
+        Raises `MediaError` or `EvaluationError` for a video that cannot be read or is too short.
+        """
         span = None if frames is None else (frames - 1) * stride + 1
         found = self.read(span, choose)
         needed = FEWEST_FRAMES if span is None else span
         if len(found) < needed:
             raise EvaluationError(f"{self.name} has {len(found)} frames, and {needed} are needed")
-        return checked_frames(found[::stride], self.name)
+        clip = checked_frames(found[::stride], self.name)
+        return clip if self.change is None else self.change(clip)
 
 
 @dataclass(frozen=True)
