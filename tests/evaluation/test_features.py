@@ -3,6 +3,7 @@
 The network is replaced by one that is quick: this is about how videos reach it.
 """
 
+import dataclasses
 import threading
 
 import jax
@@ -14,12 +15,11 @@ from walt.data import media
 from walt.evaluation import EvaluationError, features, i3d_weights
 from walt.evaluation.features import Extractor, extract
 from walt.evaluation.footage import Footage, Video, of_arrays, open_footage
-from walt.evaluation.i3d import I3D, weight_tree
-from walt.evaluation.protocols import PROTOCOLS, Protocol
+from walt.evaluation.i3d import I3D
+from walt.evaluation.protocols import CD_FVD, PROTOCOLS, Protocol
 from walt.evaluation.resize import Resize
 from walt.parallel.config import MeshConfig
 from walt.parallel.mesh import make_mesh
-from walt.training.module import Functional
 
 PLAIN = PROTOCOLS["tfgan-reference"]
 NINE = Protocol("nine", "a test", 9, "random", (Resize(224, "half-pixel"),), None, None, "any", "N", "eigh")
@@ -73,6 +73,8 @@ def test_random_clips_are_the_same_for_a_seed(network, few_in_a_part):
     first, again, other = (run(footage, network(NINE), random_start=True, seed=seed).logits for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert not np.array_equal(first, run(footage, network(NINE)).logits)
+    alike = run(of_arrays(np.repeat(videos(1, frames=30), 6, axis=0), "real"), network(NINE), random_start=True).logits
+    assert len(np.unique(alike, axis=0)) > 3  # each video has a start of its own
 
 
 def counted(extractor: Extractor, stop_after: int | None = None) -> list[int]:
@@ -110,10 +112,11 @@ def test_nothing_stale_is_taken_and_damaged_parts_are_made_again(network, few_in
     assert not np.array_equal(run(of_arrays(changed, "real"), extractor, tmp_path).logits, first) and len(batches) == 2
     run(of_arrays(clips, "real"), extractor, tmp_path, seed=1)
     assert len(batches) == 4
-    other = network(NINE)
-    batches = counted(other)
-    run(of_arrays(clips, "real"), other, tmp_path)
-    assert len(batches) == 2
+    for protocol in (NINE, dataclasses.replace(PLAIN, epsilon=1e-5), dataclasses.replace(PLAIN, stride=2, frames=None)):
+        other = network(protocol)
+        batches = counted(other)
+        run(of_arrays(np.repeat(clips, 2, axis=1), "real"), other, tmp_path)
+        assert len(batches) == 2
     batches = counted(extractor)
     for part in tmp_path.rglob("00000008.npz"):
         part.write_bytes(part.read_bytes()[:100])
@@ -180,7 +183,8 @@ def test_frames_reach_the_network_resized_and_between_minus_one_and_one(weights,
     with jax.disable_jit():
         extractor._logits(extractor._weights, jnp.asarray(clip[None]))
     assert np.allclose(seen[0][0], Resize(224, "tf1").on_host(clip) / 127.5 - 1, atol=1e-5)
-    assert Functional(lambda _: I3D()).bind({}, weight_tree(weights)) is not None
+    assert np.allclose(extractor._weights["conv_1a"]["scale"], 1 / np.sqrt(1 + 1e-3))
+    assert np.allclose(Extractor(CD_FVD, weights)._weights["conv_1a"]["scale"], 1 / np.sqrt(1 + 1e-5), rtol=1e-6)
 
 
 def test_media_errors_of_files_are_bad_videos(network, tmp_path, monkeypatch):
