@@ -227,9 +227,9 @@ def test_results_that_were_made_alike_are_set_side_by_side(network, folders, cap
     changed["card"]["versions"]["numpy"], changed["card"]["real"]["from"] = "0", "elsewhere"
     b.write_text(json.dumps(changed))
     assert len(card.compare((a, b))) == 2
-    del changed["card"]["protocol"]["left_open"]
+    del changed["card"]["protocol"]["stride"]
     b.write_text(json.dumps(changed))
-    with pytest.raises(EvaluationError, match=r"protocol\.left_open is in one card alone"):
+    with pytest.raises(EvaluationError, match=r"protocol\.stride is in one card alone"):
         card.compare((a, b))
     for text, message in (("{}", "has no protocol card"), ("{", "is no JSON")):
         b.write_text(text)

@@ -14,8 +14,8 @@ from walt.evaluation.features import Extractor
 
 VERSION = 1
 PACKAGES = ("walt", "jax", "jaxlib", "numpy", "av", "pillow")
-NOT_COMPARED = ("versions", "intervals", "real.from")
-"""Packages may differ, since tests hold their figures together, and so may what a folder of the same contents is called."""
+NOT_COMPARED = ("versions", "intervals", "real.from", "protocol.source", "protocol.left_open")
+"""Packages may differ, since tests hold their figures together; so may what a folder of the same contents is called, and prose."""
 
 
 def of_extraction(extractor: Extractor, clip_shape: tuple[int, ...], seed: int) -> dict[str, Any]:
