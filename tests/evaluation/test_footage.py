@@ -53,7 +53,33 @@ def test_a_folder_holds_videos_of_every_kind_in_order(folder):
         clip = video.clip(9, 1, lambda places: places - 1)
         assert shown(clip) == list(range(length - 9, length))
         assert clip.shape == (9, 16, 16, 3)
-    assert [video.name for video in footage.first(2).videos] == ["a.gif", "b.mp4"]
+
+
+def test_some_are_the_first_or_a_random_choice():
+    footage = of_arrays(
+        np.arange(50, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 9, 2, 2, 3), np.uint8), "x"
+    )
+    rows = lambda some: [int(video.clip(None, 1, lambda places: 0)[0, 0, 0, 0]) for video in some.videos]  # noqa: E731
+    assert rows(footage.some(3, None)) == [0, 1, 2]
+    chosen = rows(footage.some(10, 0))
+    assert chosen == sorted(set(chosen)) and max(chosen) > 30 and len(chosen) == 10
+    assert rows(footage.some(10, 0)) == chosen != rows(footage.some(10, 1))
+    assert footage.some(50, 0) is footage and footage.some(None, 0) is footage
+    prints = {
+        footage.some(count, seed).fingerprint() for count, seed in ((10, 0), (10, 1), (10, None), (9, 0), (50, 0))
+    }
+    assert len(prints) == 5
+
+
+def test_frames_are_in_the_order_of_their_numbers_and_pictures_beside_videos_are_none(tmp_path):
+    (tmp_path / "one").mkdir()
+    for number, frame in enumerate(counting(12)):
+        Image.fromarray(frame).save(tmp_path / "one" / f"frame{number}.png")
+    media.write_video(tmp_path / "two.gif", counting(9), 8.0)
+    Image.fromarray(counting(1)[0]).save(tmp_path / "sheet.png")
+    one, two = open_footage(tmp_path).videos
+    assert (one.name, two.name) == ("one", "two.gif")
+    assert shown(one.clip(None, 1, lambda places: 0)) == list(range(12))
 
 
 def test_strides_skip_frames(folder):
@@ -84,7 +110,6 @@ def test_fingerprints_are_of_contents_alone(folder, tmp_path):
     videos = np.zeros((2, 9, 4, 4, 3), np.uint8)
     assert of_arrays(videos, "x").fingerprint() == of_arrays(list(videos), "y").fingerprint()
     assert of_arrays(videos, "x").fingerprint() != of_arrays(videos + 1, "x").fingerprint()
-    assert of_arrays(videos, "x").first(1).fingerprint() != of_arrays(videos, "x").fingerprint()
 
 
 def test_prepared_sets_are_read_by_split(tmp_path):

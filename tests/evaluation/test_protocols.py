@@ -43,4 +43,7 @@ def test_unknown_and_impossible_protocols_are_refused():
         dataclasses.replace(base, frames=8)
     with pytest.raises(EvaluationError, match="last size must be 224, got 64"):
         dataclasses.replace(base, resizes=(Resize(64, "tf1"),))
+    for name in ("selection", "subset", "quantise"):
+        with pytest.raises(EvaluationError, match=f"{name} must be .*, got 'any'"):
+            dataclasses.replace(base, **{name: "any"})
     assert dataclasses.replace(base, stride=3).span == 46

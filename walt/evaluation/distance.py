@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from walt.data import media
 from walt.evaluation import card, features, i3d_weights
-from walt.evaluation.clips import EvaluationError
+from walt.evaluation.clips import EvaluationError, evenly_spaced
 from walt.evaluation.features import Extractor, Features
 from walt.evaluation.footage import Footage, of_arrays
 from walt.evaluation.frechet import frechet_at_infinity, frechet_distance
@@ -95,15 +95,16 @@ def evaluate_footage(
     `evaluate_videos`, and for statistics under another protocol, network or seed.
     """
     extractor = Extractor(protocol, weights)
+    chosen = seed if protocol.subset == "random" else None
     if isinstance(real, RealStatistics):
         of_real = _stored(real, extractor, seed)
     else:
-        of_real = _real(real.first(protocol.num_real), extractor, cache, seed)
+        of_real = _real(real.some(protocol.num_real, chosen), extractor, cache, seed)
     if save_real is not None:
         write_real(of_real, save_real)
     wanted = None if protocol.num_generated is None else protocol.num_generated * protocol.repeats
     of_generated = features.extract(
-        generated.first(wanted), extractor, random_start=False, seed=seed, cache=cache, title="generated"
+        generated.some(wanted, chosen), extractor, random_start=False, seed=seed, cache=cache, title="generated"
     )
     shape = tuple(of_real.card["clip_shape"])
     if of_generated.clip_shape != shape:
@@ -116,7 +117,7 @@ def evaluate_footage(
     count = found.figures["num_generated"]
     sets = {"real clips, halves": (of_real.logits[::2], of_real.logits[1::2])}
     for how in SPOILT:
-        footage = spoilt(generated.first(count), how)
+        footage = spoilt(generated.some(count, chosen), how)
         of_spoilt = features.extract(footage, extractor, random_start=False, seed=seed, cache=cache, title=how)
         sets[how] = (of_real.logits, of_spoilt.logits)
     rows = {name: _pair(*logits, protocol) for name, logits in sets.items()}
@@ -181,7 +182,8 @@ def _measure(real: RealStatistics, generated: Features, protocol: Protocol, inte
     measure = partial(frechet_distance, estimator=protocol.estimator, divisor=protocol.divisor)
     count = protocol.num_generated or len(generated.logits)
     repeats = max(min(protocol.repeats, len(generated.logits) // count), 1)
-    groups = np.split(generated.logits[: count * repeats], repeats) if repeats > 1 else [generated.logits[:count]]
+    # Every so-manieth clip, since files are often in the order of classes.
+    groups = [generated.logits[: count * repeats][start::repeats] for start in range(repeats)]
     distances = [measure(real.logits, group) for group in groups]
     first, published = groups[0], real.card["network"]["published"]
     fvd, kvd = ("fvd", "kvd") if published else ("frechet_distance", "kernel_distance")
@@ -233,7 +235,7 @@ def _at_infinity(real: np.ndarray, generated: np.ndarray, protocol: Protocol, se
 
 def _manifold(real: np.ndarray, generated: np.ndarray, intervals: int, seed: int) -> dict[str, Any]:
     """The four shares, of at most `KERNEL_SUBSET` clips of each kind, with intervals; nothing for fewer clips than make any."""
-    real, generated = real[:KERNEL_SUBSET], generated[:KERNEL_SUBSET]
+    real, generated = (rows[evenly_spaced(len(rows), KERNEL_SUBSET)] for rows in (real, generated))
     if min(len(real), len(generated)) <= NEIGHBOURS:
         return {}
     whole, figures = manifold(real, generated), {}

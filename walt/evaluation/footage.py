@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -70,11 +71,16 @@ class Footage:
     def __len__(self) -> int:
         return len(self.videos)
 
-    def first(self, count: int | None) -> Footage:
-        """The first `count` of them."""
+    def some(self, count: int | None, seed: int | None) -> Footage:
+        """`count` of them, in their order: the first for no seed, else a random choice. All of them if there are no more."""
         if count is None or count >= len(self):
             return self
-        return Footage(self.description, self.videos[:count], lambda: f"{self.fingerprint()}[:{count}]")
+        rows = range(count) if seed is None else np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        return Footage(
+            self.description,
+            [self.videos[row] for row in rows],
+            lambda: f"{self.fingerprint()}, {count} by seed {seed}",
+        )
 
 
 def checked_frames(frames: np.ndarray, name: str) -> np.ndarray:
@@ -123,7 +129,7 @@ def open_footage(path: str | os.PathLike[str], split: str | None = None) -> Foot
         raise EvaluationError(f"there is no folder of videos at {path}")
     if (path / MANIFEST).is_file():
         return _prepared(path, split)
-    files, videos = [], []
+    files, frames, videos = [], [], []
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path).as_posix()
         if file.name.startswith(".") or not file.is_file():
@@ -134,17 +140,26 @@ def open_footage(path: str | os.PathLike[str], split: str | None = None) -> Foot
         elif file.suffix.lower() in ARRAY_SUFFIXES:
             files.append(file)
             videos += [(relative, video) for video in _in_array_file(file, relative)]
-    for folder in sorted({file.parent for file in path.rglob("*") if file.suffix.lower() in media.IMAGE_SUFFIXES}):
-        pictures = sorted(file for file in folder.iterdir() if file.suffix.lower() in media.IMAGE_SUFFIXES)
+    beside_videos = {file.parent for file in files}  # where pictures are about the videos
+    pictured = {file.parent for file in path.rglob("*") if file.suffix.lower() in media.IMAGE_SUFFIXES}
+    for folder in sorted(pictured - beside_videos):
+        pictures = sorted(
+            (file for file in folder.iterdir() if file.suffix.lower() in media.IMAGE_SUFFIXES), key=_by_number
+        )
         relative = folder.relative_to(path).as_posix()
-        files += pictures
+        frames += pictures
         videos.append((relative, Video(relative, _from_pictures(pictures))))
     if not videos:
         raise EvaluationError(
             f"{path} holds no videos ({', '.join((*media.VIDEO_SUFFIXES, *ARRAY_SUFFIXES))} or folders of pictures) and is no prepared data set"
         )
     videos.sort(key=lambda entry: entry[0])
-    return Footage(str(path), [video for _, video in videos], lambda: _of_files(sorted(files)))
+    return Footage(str(path), [video for _, video in videos], lambda: _of_files(files + frames))
+
+
+def _by_number(file: Path) -> list[tuple[int, str]]:
+    """Sorts frame 2 before frame 10, with or without zeros before the number."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", file.name)]
 
 
 def _of_files(files: Sequence[Path]) -> str:

@@ -30,6 +30,7 @@ class Protocol:
       stride: frames from one frame of a clip to the next.
       selection: of a clip from longer real footage, "first" frames or "random" ones (from a generator seeded with the clip's number).
         Generated videos give their first frames.
+      subset: which videos, where there are more than asked for: the "first" ones, or "random" ones by the seed.
       prepare: how footage is brought to the size of the data set, on the host; `None` leaves it as it is.
       quantise: what rounds prepared frames to whole numbers, "round" or "truncate"; "none" keeps fractions.
       resizes: from there to the network's 224 x 224, in float32, one after another.
@@ -53,6 +54,7 @@ class Protocol:
     real_split: str
     divisor: str
     estimator: str
+    subset: str = "random"
     stride: int = 1
     prepare: Resize | None = None
     quantise: str = "none"
@@ -63,8 +65,15 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < FEWEST_FRAMES:
             raise EvaluationError(f"protocol {self.name}: I3D needs at least {FEWEST_FRAMES} frames, got {self.frames}")
-        if self.selection not in ("first", "random") or self.quantise not in ("none", "round", "truncate"):
-            raise EvaluationError(f"protocol {self.name}: unknown {self.selection!r} or {self.quantise!r}")
+        for name, allowed in (
+            ("selection", ("first", "random")),
+            ("subset", ("first", "random")),
+            ("quantise", ("none", "round", "truncate")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise EvaluationError(
+                    f"protocol {self.name}: {name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}"
+                )
         if self.resizes[-1].size != SIDE:
             raise EvaluationError(f"protocol {self.name}: the last size must be {SIDE}, got {self.resizes[-1].size}")
 
@@ -131,7 +140,7 @@ MAGVIT_K600 = Protocol(
     real_split="validation",
     divisor="N-1",
     estimator="tfgan",
-    left_open=("which real clips: here one of each of the first videos, the same for all repeats",),
+    left_open=("which real clips: here one of each of so many videos, the same for all repeats",),
 )
 STYLEGAN_V = Protocol(
     name="stylegan-v-2048-16f",
@@ -141,6 +150,7 @@ STYLEGAN_V = Protocol(
     resizes=(Resize(SIDE, "half-pixel"),),
     num_real=2048,
     num_generated=2048,
+    subset="first",
     real_split="train",
     divisor="N",
     estimator="eigh",
