@@ -52,7 +52,7 @@ class Unit(nnx.Module):
     """3D convolution padded as TensorFlow's "SAME", batch norm by stored statistics, and ReLU.
 
     The mean is taken away before the scale is applied, as in the reference: folded into the bias it would cost digits, and the distance of
-    two sets of noise, whose logits are nearly alike, shows it in its sixth digit.
+    two sets of noise, whose logits are nearly alike, shows it in its seventh digit.
     """
 
     def __init__(self, in_channels: int, out_channels: int, size: int = 1, stride: int = 1):
