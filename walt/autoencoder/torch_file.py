@@ -1,4 +1,4 @@
-"""Reads tensors from a file written by `torch.save`, without torch and without unpickling.
+"""Reads tensors from a file written by `torch.save` or `torch.jit.save`, without torch and without unpickling.
 
 Two formats, both a pickle of tensors that refer to raw storages by key:
 
@@ -6,8 +6,10 @@ Two formats, both a pickle of tensors that refer to raw storages by key:
                            storage keys; then, for each key, an int64 number of elements and the elements
     zip     (torch >= 1.6) NAME/data.pkl, and NAME/data/KEY for each storage
 
+The second is TorchScript's as well, whose object is a tree of modules; its code is left unread.
+
 A pickle is a program for a machine with a stack. `_Machine` is one that knows only the instructions which torch's files need
-and makes nothing but numbers, texts, tuples, lists, dicts and tensors; any other name or instruction ends the reading. A file is
+and makes nothing but numbers, texts, tuples, lists, dicts, modules (which are dicts) and tensors; any other name or instruction ends the reading. A file is
 not looked into at all before its SHA-256 is found right.
 """
 
@@ -38,6 +40,7 @@ DTYPES = {
     "ByteStorage": "<u1",
     "BoolStorage": "?",
 }
+_MAX_DEPTH = 100  # of modules within modules
 _MAX_COPIES = 16  # tensors may share storages, but all of them together are not larger than so many files
 
 
@@ -58,16 +61,23 @@ class _Storage(NamedTuple):
     values: np.ndarray
 
 
+class _Module(dict[str, Any]):
+    """Stands for any module of TorchScript: its attributes by name."""
+
+    __slots__ = ()
+
+
 ORDERED_DICT, REBUILD = _Name("collections", "OrderedDict"), _Name("torch._utils", "_rebuild_tensor_v2")
-ALLOWED = {ORDERED_DICT, REBUILD, *(_Name("torch", name) for name in DTYPES)}
+LISTS = {_Name("torch.jit._pickle", f"build_{kind}list") for kind in ("int", "tensor", "double", "bool")}
+ALLOWED = {ORDERED_DICT, REBUILD, *LISTS, *(_Name("torch", name) for name in DTYPES)}
 _MARK = object()
 
 
 def read_tensors(path: str | os.PathLike[str], sha256: str) -> dict[str, np.ndarray]:
-    """Name -> array of a file that holds a dict of tensors, such as a module's `state_dict`.
+    """Name -> array of a file that holds a dict of tensors, such as a module's `state_dict`, or a TorchScript module.
 
     Raises:
-      TorchFileError: the file is missing, its SHA-256 is another, or it holds anything but a dict of tensors.
+      TorchFileError: the file is missing, its SHA-256 is another, or it holds anything but these.
     """
     try:
         data = Path(path).read_bytes()
@@ -82,11 +92,24 @@ def read_tensors(path: str | os.PathLike[str], sha256: str) -> dict[str, np.ndar
         raise TorchFileError(f"{path} {error}") from error
     except Exception as error:  # a pickle can fail in as many ways as a program
         raise TorchFileError(f"{path} is not a readable torch file: {error}") from error
+    if isinstance(tensors, _Module):
+        tensors = dict(_parameters(tensors))
     if not isinstance(tensors, dict) or not all(isinstance(array, np.ndarray) for array in tensors.values()):
         raise TorchFileError(f"{path} holds something else than a dict of tensors")
     if sum(array.nbytes for array in tensors.values()) > _MAX_COPIES * len(data):
         raise TorchFileError(f"{path} holds tensors that are together far larger than the file")
     return {name: np.array(array) for name, array in tensors.items()}  # copies: no tensor keeps a whole storage alive
+
+
+def _parameters(module: _Module, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a module and of those within it, with the names that its `state_dict` gives them."""
+    if depth > _MAX_DEPTH:
+        raise ValueError("its modules lie in each other without end")
+    for name, value in module.items():
+        if isinstance(value, _Module):
+            yield from _parameters(value, f"{prefix}{name}.", depth + 1)
+        elif isinstance(value, np.ndarray):
+            yield f"{prefix}{name}", value
 
 
 class _Machine:
@@ -124,6 +147,8 @@ class _Machine:
                 stack.append(tuple(self._marked()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(self._pop(int(instruction[-1]))))
+            case "LIST":
+                stack.append(self._marked())
             case "EMPTY_LIST":
                 stack.append([])
             case "EMPTY_DICT":
@@ -147,11 +172,16 @@ class _Machine:
             case "REDUCE":
                 function, arguments = self._pop(2)
                 stack.append(_call(function, arguments))
+            case "NEWOBJ":
+                kind, arguments = self._pop(2)
+                stack.append(_new(kind, arguments))
             case "BINPERSID":
                 stack.append(self._find(*self._pop(1)))
-            case "BUILD":  # attributes that torch gives to an ordered dict, and nobody needs
-                self._pop(1)
-                self._top(dict)
+            case "BUILD":
+                (attributes,) = self._pop(1)
+                # Those that torch gives to an ordered dict nobody needs.
+                if isinstance(self._top(dict), _Module) and isinstance(attributes, dict):
+                    stack[-1].update(attributes)
             case _:
                 raise ValueError(f"the instruction {instruction} is none that tensors need")
 
@@ -192,7 +222,8 @@ class _Machine:
 
 
 def _allowed(module: Any, name: Any) -> _Name:
-    if _Name(module, name) not in ALLOWED:
+    script = isinstance(module, str) and module.partition(".")[0] == "__torch__"
+    if not script and _Name(module, name) not in ALLOWED:
         raise TorchFileError(f"names {module}.{name}, which a file of tensors has no need of, so it is not read")
     return _Name(module, name)
 
@@ -202,7 +233,15 @@ def _call(function: Any, arguments: Any) -> Any:
         return {}
     if function == REBUILD:
         return _tensor(*arguments)
+    if function in LISTS and isinstance(arguments, tuple) and len(arguments) == 1 and isinstance(arguments[0], list):
+        return arguments[0]
     raise ValueError("it calls something that cannot be called")
+
+
+def _new(kind: Any, arguments: Any) -> _Module:
+    if not isinstance(kind, _Name) or not kind.module.startswith("__torch__") or arguments != ():
+        raise ValueError("it makes an object that is no module")
+    return _Module()
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:

@@ -19,7 +19,7 @@ from walt.evaluation.prompts import PromptResult, fit_classifier, prompt_accurac
 from walt.evaluation.reconstruction import ReconstructionResult, compare_reconstructions, mean_frames
 
 PROTOCOLS = ("atari-mini",)
-"""Names that an evaluation can be asked for. The Fréchet video distance is not among them: it needs feature networks that are not built yet."""
+"""Names that an evaluation of labelled clips can be asked for. Those of the Fréchet video distance are in `walt.evaluation.protocols`."""
 
 DEFINITIONS: Mapping[str, str] = {
     "heldout_psnr": "dB on held-out clips, all pixels; MSE pooled per label, mean over labels",
@@ -163,10 +163,13 @@ def _defined(measure: Callable[[], T]) -> T | None:
 
 
 def check_protocol(name: str) -> None:
-    """Raises `EvaluationError` for a protocol that this release does not have."""
+    """Raises `EvaluationError` for a protocol that there is not, or that is one of the Fréchet video distance."""
     if name not in PROTOCOLS:
+        from walt.evaluation import protocols  # jax
+
+        others = ", ".join(protocols.PROTOCOLS)
         raise EvaluationError(
-            f"unknown protocol {name!r}: this release has only {', '.join(PROTOCOLS)} (protocols of the Fréchet video distance are not part of it)"
+            f"unknown protocol {name!r}: there is {', '.join(PROTOCOLS)} and, for the Fréchet video distance, {others}"
         )
 
 

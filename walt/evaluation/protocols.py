@@ -1,0 +1,206 @@
+"""Protocols of the Fréchet video distance by name: all that moves the figure besides the videos themselves.
+
+The same clips differ by tens of percent between protocols, and by more between numbers of clips, so a figure means something only beside
+others of the same protocol. What a publication leaves open stands in `left_open` with what was chosen here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from walt.evaluation.clips import EvaluationError
+from walt.evaluation.i3d import EPSILON, FEWEST_FRAMES, SIDE
+from walt.evaluation.resize import Resize
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a figure is made.
+
+    Attributes:
+      name: what it is asked for by.
+      source: where it comes from.
+      frames: of a clip; `None` takes clips as long as they are, all equally long.
+      stride: frames from one frame of a clip to the next.
+      selection: of a clip from longer real footage, "first" frames or "random" ones (from a generator seeded with the clip's number).
+        Generated videos give their first frames.
+      subset: which videos, where there are more than asked for: the "first" ones, or "random" ones by the seed.
+      prepare: how footage is brought to the size of the data set, on the host; `None` leaves it as it is.
+      quantise: what rounds prepared frames to whole numbers, "round" or "truncate"; "none" keeps fractions.
+      resizes: from there to the network's 224 x 224, in float32, one after another.
+      num_real: real clips, `None` for all there are.
+      num_generated: generated clips of one repeat, `None` for all there are.
+      repeats: of the whole figure with other generated clips; mean and standard deviation are reported.
+      real_split: which part of the data set the real clips are from.
+      divisor: of the covariances, "N-1" or "N".
+      estimator: see `frechet_distance`.
+      epsilon: of the network's batch norm.
+      left_open: what the source does not say.
+    """
+
+    name: str
+    source: str
+    frames: int | None
+    selection: str
+    resizes: tuple[Resize, ...]
+    num_real: int | None
+    num_generated: int | None
+    real_split: str
+    divisor: str
+    estimator: str
+    subset: str = "random"
+    stride: int = 1
+    prepare: Resize | None = None
+    quantise: str = "none"
+    repeats: int = 1
+    epsilon: float = EPSILON
+    left_open: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < FEWEST_FRAMES:
+            raise EvaluationError(f"protocol {self.name}: I3D needs at least {FEWEST_FRAMES} frames, got {self.frames}")
+        for name, allowed in (
+            ("selection", ("first", "random")),
+            ("subset", ("first", "random")),
+            ("quantise", ("none", "round", "truncate")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise EvaluationError(
+                    f"protocol {self.name}: {name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        if self.resizes[-1].size != SIDE:
+            raise EvaluationError(f"protocol {self.name}: the last size must be {SIDE}, got {self.resizes[-1].size}")
+
+    def prepared(self, frames: np.ndarray) -> np.ndarray:
+        """A clip [t, h, w, 3], uint8 or float32 of 0 to 255, as it enters the network's program: uint8 where it holds whole numbers."""
+        if self.prepare is not None and frames.shape[1:3] != (self.prepare.size, self.prepare.size):
+            frames = self.prepare.on_host(frames)
+        if frames.dtype == np.uint8 or self.quantise == "none":
+            return frames
+        whole = np.rint(frames) if self.quantise == "round" else np.floor(frames)
+        return np.clip(whole, 0, 255).astype(np.uint8)
+
+    def settings(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def span(self) -> int | None:
+        """Frames of footage that a clip reaches over."""
+        return None if self.frames is None else (self.frames - 1) * self.stride + 1
+
+
+TFGAN_REFERENCE = Protocol(
+    name="tfgan-reference",
+    source="google-research/frechet_video_distance, the original implementation (Unterthiner et al., arXiv:1812.01717)",
+    frames=None,
+    selection="first",
+    resizes=(Resize(SIDE, "tf1"),),
+    num_real=None,
+    num_generated=None,
+    real_split="as given",
+    divisor="N-1",
+    estimator="tfgan",
+    left_open=("clip length, numbers of clips and split: as given, and in the card",),
+)
+MAGVIT_UCF101 = Protocol(
+    name="magvit-ucf101",
+    source="google-research/magvit, maskgvt_ucf101_config.py and frechet_distance.py (arXiv:2212.05199)",
+    frames=16,
+    selection="random",
+    prepare=Resize(128, "half-pixel", crop=True),
+    resizes=(Resize(SIDE, "tf1"),),
+    num_real=10_000,
+    num_generated=10_000,
+    repeats=4,
+    real_split="train",
+    divisor="N-1",
+    estimator="tfgan",
+    left_open=(
+        "how 10,000 real clips come from 9,537 videos: here one of each, so as many",
+        "real clips of a repeat: here the same for all",
+    ),
+)
+MAGVIT_K600 = Protocol(
+    name="magvit-k600",
+    source="google-research/magvit, compute_fvd.py: by way of 64 x 64 (arXiv:2212.05199); conditioning frames count",
+    frames=16,
+    selection="random",
+    prepare=Resize(128, "half-pixel", crop=True),
+    resizes=(Resize(64, "tf1"), Resize(SIDE, "tf1")),
+    num_real=50_000,
+    num_generated=50_000,
+    repeats=4,
+    real_split="validation",
+    divisor="N-1",
+    estimator="tfgan",
+    left_open=("which real clips: here one of each of so many videos, the same for all repeats",),
+)
+STYLEGAN_V = Protocol(
+    name="stylegan-v-2048-16f",
+    source="universome/stylegan-v, metrics fvd2048_16f (arXiv:2112.14683)",
+    frames=16,
+    selection="random",
+    resizes=(Resize(SIDE, "half-pixel"),),
+    num_real=2048,
+    num_generated=2048,
+    subset="first",
+    real_split="train",
+    divisor="N",
+    estimator="eigh",
+    left_open=("videos are expected at the model's size, which their own scripts bring them to",),
+)
+CD_FVD = Protocol(
+    name="cd-fvd",
+    source="PyPI cd-fvd 0.1.1, model='i3d', load_videos at resolution 128 (arXiv:2404.12391)",
+    frames=16,
+    selection="random",
+    prepare=Resize(128, "antialiased", crop=True),
+    quantise="truncate",
+    resizes=(Resize(SIDE, "half-pixel"),),
+    num_real=None,
+    num_generated=2048,
+    real_split="as given",
+    divisor="N",
+    estimator="eigh",
+    epsilon=1e-5,
+    left_open=("the resolution is an argument there, 128 or 256; here 128",),
+)
+WALT_T2V_UCF101 = Protocol(
+    name="walt-t2v-ucf101",
+    source="W.A.L.T, zero-shot text-to-video on UCF-101 (arXiv:2312.06662)",
+    frames=16,
+    selection="random",
+    prepare=Resize(128, "half-pixel", crop=True),
+    quantise="round",
+    resizes=(Resize(SIDE, "tf1"),),
+    num_real=10_000,
+    num_generated=10_000,
+    real_split="train",
+    divisor="N-1",
+    estimator="tfgan",
+    left_open=(
+        "16 frames: the first 16 of the 17 that are generated",
+        "numbers of clips, split and resize path: those of magvit-ucf101, once",
+    ),
+)
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (MAGVIT_UCF101, MAGVIT_K600, STYLEGAN_V, CD_FVD, WALT_T2V_UCF101, TFGAN_REFERENCE)
+}
+
+
+def protocol_named(name: str) -> Protocol:
+    """Raises `EvaluationError` for a name that is not among `PROTOCOLS`."""
+    if name not in PROTOCOLS:
+        raise EvaluationError(
+            f"unknown protocol {name!r}: protocols of the Fréchet video distance are {', '.join(PROTOCOLS)}"
+        )
+    return PROTOCOLS[name]
