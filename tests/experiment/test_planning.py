@@ -106,4 +106,6 @@ def test_a_change_of_the_mesh_divides_the_width():
 def test_what_a_compiler_would_need_is_read_from_its_error():
     message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded"
     assert memory_in(message) == 20.5 * 2**30
+    newer = "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries (22.88G) exceeds available HBM (15.75G)."
+    assert memory_in(newer) == 22.88 * 2**30
     assert memory_in("INTERNAL: something else") is None

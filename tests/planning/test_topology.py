@@ -1,6 +1,10 @@
+import importlib.util
+
 import pytest
 
 from walt.config import ConfigError
+from walt.parallel.config import MeshConfig
+from walt.parallel.mesh import make_mesh
 from walt.planning import topology
 from walt.planning.topology import GENERATIONS, parse_topology
 
@@ -37,3 +41,12 @@ def test_clocks_are_those_of_the_peaks():
     for name, generation in GENERATIONS.items():
         units = generation.peak_flops / generation.clock / (2 * 128 * 128)
         assert units == pytest.approx(round(units), rel=0.02), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "walt[tpu]"')
+@pytest.mark.parametrize("name", ["v5e:8x8", "v6e:8x8", "v5p:4x4x4"])
+def test_axes_may_be_parts_of_the_sides_of_a_slice(name):
+    for fsdp in (2, 16, 32):
+        mesh = make_mesh(MeshConfig(fsdp=fsdp), parse_topology(name).devices())
+        assert mesh.shape["fsdp"] == fsdp and len({device.id for device in mesh.devices.flat}) == 64

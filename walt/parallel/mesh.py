@@ -32,7 +32,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if sizes["slice"] > 1 and hasattr(devices[0], "slice_index"):
         within, across = (1, *shape[1:]), (sizes["slice"],) + (1,) * (len(shape) - 1)
         return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), names, axis_types=types)
-    return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+    # An axis may be a part of a side of the slice: 4 x 16 devices fit a square of 8 x 8.
+    places = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(places, names, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -198,7 +198,9 @@ def seconds(collective: Collective, topology: Topology) -> float:
 
 def memory_in(message: str) -> float | None:
     """Bytes that a compiler says a program would use of a device's memory; None if the message is of something else."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message) or re.search(
+        r"memory required for [\w ]+\(([\d.]+)([KMGT]?)\) exceeds available HBM", message
+    )
     if found is None:
         return None
     return float(found[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[found[2]]

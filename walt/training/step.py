@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from walt.parallel.mesh import batch_sharding, replicated
 from walt.parallel.rules import ParameterAxes
+from walt.parallel.tpu import compiler_options
 from walt.training.config import TrainingConfig
 from walt.training.optimizer import make_optimizer
 from walt.training.state import TrainState, abstract_state
@@ -62,6 +63,7 @@ def make_train_step(task: Task, config: TrainingConfig, mesh: Mesh, axes: Parame
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 

@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from walt.parallel import tpu
 from walt.transformer.layers import NORM_EPSILON
 
 LANES = 128
@@ -79,7 +80,7 @@ class Shared(NamedTuple):
 
 def supports(tokens: Tokens, shared: Shared, devices: int = 1) -> bool:
     """Whether a core of the TPU that is compiled for has the memory for such windows, backward pass included, with heads divided over `devices`."""
-    core, query = _core(), tokens.query
+    core, query = tpu.core(), tokens.query
     queries, parts = query.shape[-2], [part.shape[-2] for part in tokens.key]
     whole_tiles = not any(size % SUBLANES for size in (queries, *parts))
     if core is None or not whole_tiles or query.dtype not in (jnp.bfloat16, jnp.float32):
@@ -89,14 +90,6 @@ def supports(tokens: Tokens, shared: Shared, devices: int = 1) -> bool:
     biases = 0 if shared.bias is None else 2 * len(shared.bias) // devices
     # Blocks of tokens are held twice, while the next is on its way; biases and their gradients once; TEMPORARIES were found by compiling.
     return 2 * rows + (biases + TEMPORARIES) * scores <= core.vmem_capacity_bytes
-
-
-def _core() -> Any:
-    """What is compiled for, as far as a mesh in force or the machine tells; None if that is no TPU."""
-    try:
-        return pltpu.get_tpu_info()
-    except ValueError:
-        return None
 
 
 def attend_in_windows(
@@ -133,7 +126,7 @@ def _attend_forward(shape: Shape, tokens: Tokens, shared: Shared) -> tuple[Array
 
 def _attend_backward(shape: Shape, saved: tuple[Tokens, Shared], cotangent: Array) -> tuple[Tokens, Shared]:
     tokens, shared = saved
-    core = _core()
+    core = tpu.core()
     parts = (
         core.num_cores if core is not None and shape.windows % core.num_cores == 0 else 1
     )  # each sums over its windows
@@ -191,7 +184,7 @@ def _call(
         given, given_back = jax.tree.unflatten(structure, refs[: len(leaves)]), refs[len(leaves) :]
         kernel(shape, *given, *jax.tree.unflatten(made_structure, given_back))
 
-    core, semantics = _core(), ("parallel", "arbitrary")
+    core, semantics = tpu.core(), ("parallel", "arbitrary")
     found = pl.pallas_call(
         body,
         out_shape=made_leaves,
