@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_transformer.py              # mini size: train step and 50-step sampling, beside PyTorch
     python tests/benchmarks/bench_transformer.py --attention  # windows against full attention at 5x16x16 tokens, width 1024
-    python tests/benchmarks/bench_transformer.py --attention --topology=v5e:2x2   # compiled for a TPU (needs libtpu)
+    python tests/benchmarks/bench_transformer.py --attention --topology=v5e:2x2   # compiled for a TPU (needs libtpu), by XLA's operations
+    python tests/benchmarks/bench_transformer.py --dense --topology=v5e:2x2       # what part of a TPU's peak XLA's attention reaches
 
 Seconds are medians over rounds in which all take turns; on a machine shared with others only the ratios mean something.
 """
@@ -26,9 +27,10 @@ from flax import nnx
 from walt.diffusion.configs import SamplerConfig
 from walt.diffusion.process import make_tables
 from walt.diffusion.samplers import sample
+from walt.planning.topology import parse_topology
 from walt.training.module import Functional
 from walt.transformer import Transformer, TransformerConfig, transformer_flops
-from walt.transformer.attention import WindowAttention, attend
+from walt.transformer.attention import Shared, Tokens, WindowAttention, attend, mix
 from walt.transformer.config import Size3
 from walt.transformer.windows import Windows
 
@@ -47,6 +49,13 @@ MINI = TransformerConfig(
 FULL = dataclasses.replace(MINI, spatial_window=(5, 8, 8), spacetime_window=None)
 GRID = (5, 16, 16)
 COMPILATIONS = [0]
+DENSE_SIZES = [
+    (16, 40, 256, 256, 128),
+    (16, 32, 320, 320, 128),
+    (16, 40, 256, 384, 128),
+    (16, 20, 512, 512, 128),
+    (15, 8, 1280, 1280, 128),
+]
 
 
 def count_compilations(event: str, seconds: float, **_: object) -> None:
@@ -174,9 +183,10 @@ def alone(config: TransformerConfig, sizes: Sequence[Size3]) -> tuple[Callable[.
         for size, scales in zip(sizes, scales_of_layers):
             windows = Windows(config.latent_shape, size)
             cut = windows.split(x)
-            query, key, value = ((cut * scale).reshape(*cut.shape[:3], config.heads, -1) for scale in scales)
-            mixed = attend(query, key, value)
-            outputs.append(windows.merge(mixed.reshape(*mixed.shape[:3], -1)))
+            query, key, value = (cut * scale for scale in scales)
+            none = jnp.zeros((1, config.width))
+            tokens, shared = Tokens(query, (key,), (value,)), Shared((none, none, none), none + 1)
+            outputs.append(windows.merge(attend(tokens, shared, heads=config.heads)))
         return outputs
 
     # Scales of its own for each layer: of two equal ones the compiler would compute one.
@@ -215,18 +225,39 @@ def compare(title: str, kinds: dict[str, tuple[Callable, object]], rounds: int, 
         print(f"  windows {windows:<11,.5g} full attention {full:<11,.5g} {full / windows:5.2f} times as fast{suffix}")
 
 
+def dense(topology: str) -> None:
+    """XLA's attention in its best layout, heads first: FLOPs in the estimated time over those of the peak, by sizes. The kernel is modelled by the best."""
+    generation = parse_topology(topology).generation
+    peak = generation.peak_flops / generation.devices_per_chip / generation.clock
+    print("windows of queries x keys (heads of width): forward, with gradients")
+    for heads, windows, queries, keys, width in DENSE_SIZES:
+        shapes = [(heads, windows, 1, n, width) for n in (queries, keys, keys)]
+        inputs = tuple(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+        flops = 4 * heads * windows * queries * keys * width / peak
+        forward = cycles(lambda *qkv: mix(*qkv, None, None), inputs, topology)
+        both = cycles(
+            lambda ct, *qkv: jax.vjp(lambda *qkv: mix(*qkv, None, None), *qkv)[1](ct), (inputs[0], *inputs), topology
+        )
+        print(
+            f"  {windows:3} of {queries:4} x {keys:4} ({heads:2} of {width:3}): {flops / forward:.3f} {3.5 * flops / both:.3f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--attention", action="store_true")
-    parser.add_argument("--topology", help="with --attention: a TPU to compile for instead, such as v5e:2x2")
+    parser.add_argument("--dense", action="store_true")
+    parser.add_argument("--topology", help="with --attention or --dense: a TPU to compile for instead, such as v5e:2x2")
     arguments = parser.parse_args()
     if arguments.topology:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
-    if arguments.attention:
+    if arguments.dense:
+        dense(arguments.topology or "v5p:2x2x1")
+    elif arguments.attention:
         attention(arguments.rounds, arguments.topology)
     else:
         whole_network(arguments.batch, arguments.steps, arguments.rounds)

@@ -32,7 +32,11 @@ def attend(
     by_head = partial(_attend_by_head, heads=heads, norm=norm)
     on_tpu = partial(_attend_on_tpu, heads=heads, norm=norm, windows=windows)
     return jax.lax.platform_dependent(
-        tokens, shared, cpu=partial(by_head, mix=_mix_in_groups), tpu=on_tpu, default=by_head
+        tokens,
+        shared,
+        cpu=partial(by_head, mix_heads=_mix_in_groups),
+        tpu=on_tpu,
+        default=partial(by_head, mix_heads=mix),
     )
 
 
@@ -41,7 +45,7 @@ def _attend_on_tpu(tokens: Tokens, shared: Shared, *, heads: int, norm: bool, wi
     tensor = axis_size("heads")
     by = None if windows is None else windows.divided_over(axis_size("context"))
     if not supports(tokens, shared, tensor) or (by == "queries" and tokens.identity is not None):
-        return _attend_by_head(tokens, shared, heads=heads, norm=norm)
+        return _attend_by_head(tokens, shared, heads=heads, norm=norm, mix_heads=mix)
     window, place = ("context" if by == each else None for each in ("windows", "queries"))
     query, key, per_window = (
         ("batch", window, place, "heads"),
@@ -62,7 +66,7 @@ def _attend_on_tpu(tokens: Tokens, shared: Shared, *, heads: int, norm: bool, wi
 
 
 def _attend_by_head(
-    tokens: Tokens, shared: Shared, *, heads: int, norm: bool, mix: Callable[..., Array] | None = None
+    tokens: Tokens, shared: Shared, *, heads: int, norm: bool, mix_heads: Callable[..., Array]
 ) -> Array:
     parts = ((tokens.query,), tokens.key, tokens.value)
     query, key, value = (
@@ -74,11 +78,11 @@ def _attend_by_head(
     query = (at_least_float32(query) * shared.scale).astype(value.dtype)
     q, k, v = (jnp.moveaxis(x.reshape(*x.shape[:-1], heads, -1), -2, 0) for x in (query, key, value))
     mask = None if tokens.mask is None else tokens.mask[:, :, 0] > 0
-    mixed = jnp.moveaxis((mix or _mix)(q, k, v, shared.bias, mask), 0, -2).reshape(query.shape)
+    mixed = jnp.moveaxis(mix_heads(q, k, v, shared.bias, mask), 0, -2).reshape(query.shape)
     return mixed if tokens.identity is None else jnp.where(tokens.identity[..., :1] > 0, value, mixed)
 
 
-def _mix(
+def mix(
     query: Float[Array, "heads B W q d"],
     key: Float[Array, "heads B W k d"],
     value: Float[Array, "heads B W k d"],
@@ -106,12 +110,12 @@ def _mix_in_groups(query: Array, key: Array, value: Array, bias: Array | None, m
     fitting = max(1, SCORES_IN_CACHE // (batch * windows * queries * key.shape[-2]))
     group = max(size for size in range(1, heads + 1) if heads % size == 0 and size <= fitting)
     if group == heads:
-        return _mix(query, key, value, bias, mask)
+        return mix(query, key, value, bias, mask)
 
     @jax.checkpoint
     def attend_group(each: tuple[Array, Array, Array, Array | None]) -> Array:
         query, key, value, bias = each
-        return _mix(query, key, value, bias, mask)
+        return mix(query, key, value, bias, mask)
 
     grouped = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (query, key, value, bias))
     mixed = jax.lax.map(attend_group, grouped)
