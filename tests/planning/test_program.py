@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from walt.parallel.config import MeshConfig
 from walt.parallel.mesh import make_mesh
-from walt.planning.plan import kernel_cycles
-from walt.planning.program import Collective, Kernel, axes_of, group, parse_program, traffic
-from walt.planning.topology import GENERATIONS
+from walt.planning.plan import exposed, kernel_cycles
+from walt.planning.program import Collective, Kernel, Transfer, axes_of, group, parse_program, traffic
+from walt.planning.topology import GENERATIONS, parse_topology
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -125,6 +125,64 @@ def test_axes_are_those_along_which_a_group_differs():
 )
 def test_traffic_of_a_ring_of_four(kind, expected):
     assert traffic(kind, 100.0, 4) == expected
+
+
+CHAIN = """HloModule jit_step, is_scheduled=true
+
+%begin.1 (p.0: bf16[8]) -> (bf16[8], bf16[64]) {
+  %p.0 = bf16[8]{0} parameter(0)
+  %all-gather.1 = bf16[64]{0} all-gather(%p.0), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %custom-call.1 = (bf16[8]{0}, bf16[64]{0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (p.1: bf16[8]) -> (bf16[8], bf16[64]) {
+  %p.1 = bf16[8]{0} parameter(0)
+  %all-gather.2 = bf16[64]{0} all-gather(%p.1), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %custom-call.2 = (bf16[8]{0}, bf16[64]{0}) custom-call(%all-gather.2), custom_call_target="AsyncCollective"
+}
+
+%end.1 (p.2: bf16[8]) -> bf16[64] {
+  %p.2 = bf16[8]{0} parameter(0)
+  %all-gather.3 = bf16[64]{0} all-gather(%p.2), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %custom-call.3 = bf16[64]{0} custom-call(%all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main.1 (a: bf16[8]) -> bf16[64] {
+  %a = bf16[8]{0} parameter(0)
+  %early = bf16[8]{0} copy(%a), CYCLES1000
+  %start.1 = (bf16[8]{0}, bf16[64]{0}) fusion(%a), kind=kCustom, calls=%begin.1
+  %between = bf16[8]{0} copy(%a), CYCLES1000
+  %carrier = (bf16[8]{0}, bf16[64]{0}) fusion(%start.1), kind=kOutput, calls=%async_collective_fusion.1, CYCLES30
+  %done.1 = bf16[64]{0} fusion(%carrier), kind=kCustom, calls=%end.1
+  %permute-start.1 = (bf16[8]{0}, bf16[8]{0}) collective-permute-start(%a), channel_id=8, source_target_pairs={{0,1},{1,0}}
+  %all-reduce-start.1 = bf16[8]{0} all-reduce-start(%a), channel_id=9, replica_groups=[1,8]<=[8], to_apply=%add
+  %beside = bf16[8]{0} copy(%a), CYCLES200
+  %permute-done.1 = bf16[8]{0} collective-permute-done((bf16[8]{0}, bf16[8]{0}) %permute-start.1)
+  %all-reduce-done.1 = bf16[8]{0} all-reduce-done(%all-reduce-start.1)
+  ROOT %alone = bf16[64]{0} all-gather(%a), channel_id=10, replica_groups=[1,8]<=[8], dimensions={0}
+}
+"""
+CHAIN = re.sub(r"CYCLES(\d+)", r'backend_config={"estimated_cycles":"\1"}', CHAIN)
+
+
+def test_a_collective_spread_over_fusions_is_one_and_is_hidden_by_what_carries_it():
+    """What merely stands between the start and the end of a spread one need not carry it on. A cycle hides one collective, the first."""
+    transfers = parse_program(CHAIN).transfers({"fsdp": 8})
+    assert [(each.kind, each.bytes, each.hidden_cycles) for each in transfers] == [
+        ("all-gather", 64 * 2 * 7 / 8, 30),
+        ("collective-permute", 16, 200),
+        ("all-reduce", 2 * 16 * 7 / 8, 0),
+        ("all-gather", 64 * 2 * 7 / 8, 0),
+    ]
+    assert [each.count for each in parse_program(CHAIN).collectives({"fsdp": 8})] == [2, 1, 1]
+
+
+def test_time_that_is_hidden_adds_nothing_to_a_step():
+    pod = parse_topology("v5e:2x4")  # 200 GB/s and 1.5e9 cycles a second
+    transfer = Transfer("all-gather", "fsdp", 200e3, 10, 0)
+    assert exposed(transfer, pod) == pytest.approx(10 * 1e-6)
+    assert exposed(replace(transfer, hidden_cycles=500), pod) == pytest.approx(10 * (1e-6 - 500 / 1.5e9))
+    assert exposed(replace(transfer, hidden_cycles=5000), pod) == 0
 
 
 def test_a_compiled_program_of_known_collectives():

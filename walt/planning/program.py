@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +61,23 @@ class Collective:
     axis: str
     bytes: float
     count: int
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One collective of a program.
+
+    Attributes:
+      bytes: that one device receives or sends in one run of it.
+      runs: in one run of the program.
+      hidden_cycles: of computation that the schedule does in each run while this goes on, and no other transfer was given.
+    """
+
+    kind: str
+    axis: str
+    bytes: float
+    runs: float
+    hidden_cycles: float
 
 
 @dataclass(frozen=True)
@@ -146,30 +163,60 @@ class Program:
     def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
         """What devices send each other, by kind and by axes of a mesh of these sizes (its devices in order), the largest first."""
         found: dict[tuple[str, str], Collective] = {}
-        for name, times in self._with_fused(self.runs()).items():
-            for instruction in self.computations.get(name, ()):
-                kind = instruction.opcode.removesuffix("-start")
-                if kind not in COLLECTIVES or instruction.opcode.endswith("-done"):
-                    continue
-                members, result = group(instruction.text, math.prod(mesh.values())), result_bytes(instruction)
-                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-                    # How TPUs' compiler writes a reduce-scatter: the sum of the whole, of which the fusion keeps a slice.
-                    kind, result = "reduce-scatter", result / len(members)
-                key = kind, axes_of(members, mesh)
-                before = found.get(key, Collective(*key, 0.0, 0))
-                moved = times * traffic(kind, result, len(members))
-                found[key] = replace(before, bytes=before.bytes + moved, count=before.count + round(times))
+        for each in self.transfers(mesh):
+            key = each.kind, each.axis
+            before = found.get(key, Collective(*key, 0.0, 0))
+            moved = each.runs * each.bytes
+            found[key] = replace(before, bytes=before.bytes + moved, count=before.count + round(each.runs))
         return sorted(found.values(), key=lambda each: -each.bytes)
 
-    def _with_fused(self, runs: Mapping[str, float]) -> dict[str, float]:
-        """The runs of fused computations as well: compilers put collectives into fusions too."""
-        counts = dict(runs)
-        for name, times in runs.items():
-            for instruction in self.computations.get(name, ()):
-                if instruction.opcode == "fusion":
-                    for part in instruction.called("calls"):
-                        counts[part] = counts.get(part, 0.0) + times
-        return counts
+    def transfers(self, mesh: Mapping[str, int]) -> list[Transfer]:
+        """Every collective of the program, with the computation that the schedule puts beside it."""
+        runs = self.runs()
+        wrapped = {name for line in self._lines(runs) if line.opcode == "async-start" for name in line.called("calls")}
+        return [
+            transfer
+            for name, times in runs.items()
+            if name not in wrapped
+            for transfer in self._transfers_of(self.computations.get(name, ()), times, mesh)
+        ]
+
+    def _lines(self, names: Iterable[str]) -> Iterator[Instruction]:
+        return (line for name in names for line in self.computations.get(name, ()))
+
+    def _transfers_of(self, lines: Sequence[Instruction], times: float, mesh: Mapping[str, int]) -> Iterator[Transfer]:
+        held = [self._collectives_in(line) for line in lines]
+        # Where one collective stands: TPUs' compiler spreads it over fusions, which carry it on while they compute.
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, inner in enumerate(held):
+            for each, _ in inner:
+                places[_identity(lines[place], each)].append(place)
+        left = [line.cycles for line in lines]  # a cycle hides one transfer at a time
+        for place, inner in enumerate(held):
+            for each, inside in inner:
+                first, *carriers = places[_identity(lines[place], each)]
+                if first == place:
+                    beside = carriers or _awaited(lines, place)
+                    yield self._transfer(each, inside, times, mesh, sum(left[n] for n in beside))
+                    for n in beside:
+                        left[n] = 0
+
+    def _collectives_in(self, line: Instruction) -> list[tuple[Instruction, str]]:
+        """The collectives that an instruction is or holds, each with the name of the computation that holds it."""
+        if _is_collective(line):
+            return [(line, "")]
+        parts = line.called("calls") if line.opcode in ("fusion", "async-start") else []
+        return [(inner, part) for part in parts for inner in self.computations.get(part, ()) if _is_collective(inner)]
+
+    def _transfer(
+        self, line: Instruction, inside: str, times: float, mesh: Mapping[str, int], beside: float
+    ) -> Transfer:
+        kind, result = line.opcode.removesuffix("-start"), result_bytes(line)
+        members = group(line.text, math.prod(mesh.values()))
+        if kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
+            # How TPUs' compiler writes a reduce-scatter: the sum of the whole, of which the fusion keeps a slice.
+            kind, result = "reduce-scatter", result / len(members)
+        return Transfer(kind, axes_of(members, mesh), traffic(kind, result, len(members)), times, beside)
 
 
 def parse_program(text: str) -> Program:
@@ -189,6 +236,25 @@ def parse_program(text: str) -> Program:
             if opcode:
                 lines.append(Instruction(found[1], opcode[1], found[2][: opcode.start(1)], found[2]))
     return Program(computations, entry)
+
+
+def _is_collective(line: Instruction) -> bool:
+    return line.opcode.removesuffix("-start") in COLLECTIVES
+
+
+def _identity(line: Instruction, collective: Instruction) -> str:
+    """The same for all fusions that carry one collective: its channel."""
+    channel = re.search(r"\bchannel_id=\d+", collective.text)
+    return channel[0] if channel and line.opcode == "fusion" else line.name
+
+
+def _awaited(lines: Sequence[Instruction], start: int) -> range:
+    """Where the instructions stand that are scheduled between the start of a collective and its done; none if it has no done."""
+    if not lines[start].opcode.endswith("-start"):
+        return range(0)
+    waits = re.compile(rf"-done\(.*%{re.escape(lines[start].name)}(?![\w.\-])")
+    done = next((n for n in range(start + 1, len(lines)) if waits.search(lines[n].text)), start + 1)
+    return range(start + 1, done)
 
 
 def kind(op_name: str, kind_of: Mapping[str, str]) -> str | None:
