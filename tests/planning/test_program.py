@@ -91,6 +91,17 @@ def test_kernels_say_what_they_cost_or_have_no_cost():
     assert kernel_cycles(replace(inside, bytes=9e9), generation) == pytest.approx(26 * 9e9 / 2765e9 * 1.75e9)
 
 
+def test_the_compilers_own_softmax_costs_what_its_shapes_say():
+    """Two of 4 heads: 128 queries, 256 keys, head width 32."""
+    call = (
+        '  %online-softmax.1 = f32[2,4,128,32]{3,2,1,0:T(8,128)S(1)} custom-call(%a, %b), custom_call_target="tpu_custom_call", '
+        'operand_layout_constraints={bf16[2,4,128,256]{3,2,1,0}, f32[2,4,256,32]{3,2,1,0}}, metadata={op_name="online-softmax"}'
+    )
+    (kernel,) = parse_program(TEXT.replace("  ROOT %r = ", f"{call}\n  ROOT %r = ")).kernels()
+    moved = 8 * (2 * 128 * 256 + 4 * 256 * 32 + 4 * 128 * 32)
+    assert kernel == Kernel("online-softmax", 1, 2 * 8 * 128 * 256 * 32, moved)
+
+
 def test_a_loop_of_unknown_length_is_said_so():
     with pytest.raises(ValueError, match=r"cannot tell how often the loop while.1 runs"):
         parse_program(TEXT.replace("constant(26)", "parameter(3)")).runs()

@@ -154,7 +154,7 @@ class Program:
     def kernels(self) -> list[Kernel]:
         """Kernels that are no part of XLA, which has no estimate of their cycles."""
         return [
-            Kernel(instruction.op_name or instruction.name, times, *_cost(instruction.text))
+            Kernel(instruction.op_name or instruction.name, times, *_cost(instruction))
             for name, times in self.runs().items()
             for instruction in self.computations.get(name, ())
             if 'custom_call_target="tpu_custom_call"' in instruction.text
@@ -267,18 +267,32 @@ def _kind(instruction: Instruction, kind_of: Mapping[str, str]) -> str:
     return kind(instruction.op_name, kind_of) or ("data movement" if moves else "other")
 
 
-def _cost(text: str) -> tuple[float | None, float | None]:
-    """FLOPs and bytes that the text of a kernel says."""
-    found = re.search(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', text)
-    return (float(found[1]), float(found[2])) if found else (None, None)
+def _cost(kernel: Instruction) -> tuple[float | None, float | None]:
+    """FLOPs and bytes of a kernel: as its text says; of the compiler's own softmax, which says nothing, as its shapes do."""
+    found = re.search(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', kernel.text)
+    if found:
+        return float(found[1]), float(found[2])
+    operands = re.search(r"operand_layout_constraints=\{(.*?\})\}", kernel.text)
+    if not kernel.name.startswith("online-softmax") or operands is None:
+        return None, None
+    # softmax(scores [… n m]) @ values [… m d] -> [… n d]
+    scores, *_ = inputs = _ARRAY.findall(operands[1])
+    (result,) = _ARRAY.findall(kernel.result)
+    return 2.0 * _size(scores[1]) * int(result[1].split(",")[-1]), sum(map(_bytes, [*inputs, result]))
+
+
+def _size(shape: str) -> int:
+    return math.prod(int(n) for n in shape.split(",") if n)
+
+
+def _bytes(array: tuple[str, str]) -> float:
+    dtype, shape = array
+    return _size(shape) * _BYTES.get(dtype, 4)
 
 
 def result_bytes(instruction: Instruction) -> float:
     """Of a collective's result on one device; that of a start holds its inputs as well (but of an all-reduce), before its outputs."""
-    sizes = [
-        math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(dtype, 4)
-        for dtype, shape in _ARRAY.findall(instruction.result)
-    ]
+    sizes = [_bytes(array) for array in _ARRAY.findall(instruction.result)]
     if instruction.opcode == "all-gather-start":
         return sum(sizes[len(sizes) // 2 :])
     if instruction.opcode == "collective-permute-start":

@@ -34,7 +34,7 @@ def _flops(jaxpr: Any) -> float:
             total += (min if equation.params.get("branches_platforms") else max)(inner)
         elif name == "scan":
             total += equation.params["length"] * sum(inner)
-        elif name in ("while", "pallas_call") and sum(inner):
+        elif name in ("while", "pallas_call") and any(inner):
             raise ValueError(f"cannot tell how often the products in a {name} run")
         else:
             total += sum(inner)
