@@ -78,7 +78,7 @@ def test_kernels_say_what_they_cost_or_have_no_cost():
     call = (
         '%k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/attention/k"}'
     )
-    cost = ', backend_config={"custom_call_config":{"cost_estimate":{"flops":"70","transcendentals":"1","bytes_accessed":"9"}}}'
+    cost = ', backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"9","flops":"70","transcendentals":"1"}}}'
     text = TEXT.replace("  ROOT %t = (", f"  {call}{cost}\n  ROOT %t = (").replace(
         "  ROOT %r = ", f"  {call}\n  ROOT %r = "
     )
@@ -89,6 +89,53 @@ def test_kernels_say_what_they_cost_or_have_no_cost():
     # By its products, at the efficiency that is assumed, and by its bytes.
     assert kernel_cycles(replace(inside, bytes=0.0), generation) == pytest.approx(26 * 70 / (0.14 * 459e12) * 1.75e9)
     assert kernel_cycles(replace(inside, bytes=9e9), generation) == pytest.approx(26 * 9e9 / 2765e9 * 1.75e9)
+
+
+def test_loops_that_count_in_twos_run_half_as_often():
+    """As products do that are computed while their operands go around a ring, in both directions."""
+    counted = TEXT.replace("s32[]{:T(128)} constant(26)", "u32[]{:T(128)} constant(26)").replace(
+        "  ROOT %t = (s32[], f32[8]{0}) tuple(%x, %fusion.1)",
+        '  %two = u32[] constant(2)\n  %i.2 = u32[] add(%x, %two), metadata={op_name="%not"}\n  ROOT %t = (u32[], f32[8]{0}) tuple(%i.2, %fusion.1)',
+    )
+    assert parse_program(counted).runs()["body.1"] == 13
+    assert parse_program(counted.replace("constant(26)", "constant(25)")).runs()["body.1"] == 13
+
+
+def test_of_branches_the_dearest_runs_with_the_loops_in_it():
+    """26 runs of 100 cycles are dearer than one of 999."""
+    branches = """%plain (p: f32[8]) -> f32[8] {
+  ROOT %copy.2 = f32[8]{0} copy(%p), backend_config={"estimated_cycles":"999"}
+}
+
+%looped (p: f32[8]) -> f32[8] {
+  ROOT %while.2 = (s32[], f32[8]{0}) while(%p), condition=%condition.1, body=%body.1
+}
+
+ENTRY"""
+    call = "  %either = f32[8]{0} conditional(%i, %a, %a), branch_computations={%plain, %looped}"
+    text = TEXT.replace("ENTRY", branches).replace("  ROOT %r = ", f"{call}\n  ROOT %r = ")
+    assert parse_program(text).cycles(KINDS) == {"attention": 2 * 2600, "MLP": 50, "data movement": 7}
+    cheaper = parse_program(text.replace("constant(26)", "constant(9)"))
+    assert cheaper.cycles(KINDS) == {"attention": 900, "MLP": 50, "data movement": 7 + 999}
+
+
+def test_loops_within_loops_run_as_often_as_both_say():
+    """Programs of this compiler, which unlike TPUs' estimates no cycles: how often a scan, and a scan in a scan, runs."""
+
+    def inner(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=5)[0], None
+
+    def run(x, stack):
+        x = jax.lax.scan(inner, x, stack)[0]
+        return jax.lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, stack)[0]
+
+    text = jax.jit(run).lower(jnp.ones((8, 8)), jnp.ones((7, 8, 8))).compile().as_text()
+    program = parse_program(text)
+    runs = program.runs()
+    products = [
+        runs[name] for name in runs for line in program.computations[name] if line.op_name.endswith("dot_general")
+    ]
+    assert set(products) == {35.0, 7.0}
 
 
 def test_the_compilers_own_softmax_costs_what_its_shapes_say():

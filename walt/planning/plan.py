@@ -7,9 +7,11 @@ import importlib.metadata
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -71,6 +73,7 @@ class Plan:
       rows: videos of one run, on all devices together.
       schedule_steps, schedule_seconds, schedule_chip_hours: of the whole schedule; None for a program without one.
       compiler_options: flags of XLA and of libtpu in the environment; programs are compiled with no others.
+      search: of a search, what became of every candidate (`walt.planning.search.Outcome`), the best first; this is the plan of the best.
       changes: flags with which this is a plan of the config that was asked for.
       estimated_mfu: model FLOPs per second over the peak of all chips.
     """
@@ -107,6 +110,7 @@ class Plan:
     versions: Mapping[str, str]
     assumptions: tuple[str, ...]
     changes: tuple[str, ...] = ()
+    search: tuple[Any, ...] = ()
     config: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     config_checksum: str | None = None
@@ -159,7 +163,7 @@ def make_plan(
             unmodelled=(),
             compile_seconds=time.monotonic() - began,
         )
-    took, program = time.monotonic() - began, parse_program(compiled.as_text())
+    took, program = time.monotonic() - began, parse_program(_text(lowered, compiled))
     return Plan(
         **common,
         **_memory(compiled.memory_analysis(), limit),
@@ -168,6 +172,17 @@ def make_plan(
         xla_flops=compiled.cost_analysis().get("flops"),
         compile_seconds=took,
     )
+
+
+def _text(lowered: Any, compiled: Any) -> str:
+    """The compiled program. JAX cannot read one whose gathers run on SparseCores: it is compiled again, for its compiler to write it down."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        with tempfile.TemporaryDirectory() as folder:
+            lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            (file,) = Path(folder).glob("*.after_codegen.txt")
+            return file.read_text(encoding="utf-8")
 
 
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")

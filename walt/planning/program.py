@@ -40,6 +40,12 @@ class Instruction:
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.text)
         return found[1] if found else ""
 
+    @property
+    def operands(self) -> list[str]:
+        """Names of what it is given."""
+        given = self.text[len(self.result) + len(self.opcode) :].partition(", metadata=")[0].partition("), ")[0]
+        return re.findall(r"%([\w.\-]+)", given)
+
     def called(self, attribute: str) -> list[str]:
         """Computations named by an attribute such as `body=%name` or `calls={%a, %b}`."""
         found = re.search(rf"\b{attribute}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.text)
@@ -109,38 +115,60 @@ class Program:
 
         def visit(name: str, times: float) -> None:
             counts[name] += times
-            for instruction in self.computations.get(name, ()):
-                if instruction.opcode == "while":
-                    for part in (*instruction.called("body"), *instruction.called("condition")):
-                        visit(part, times * self.trips(instruction))
-                elif instruction.opcode in ("call", "async-start"):
-                    for part in (*instruction.called("to_apply"), *instruction.called("calls")):
-                        visit(part, times)
-                elif instruction.opcode == "conditional":
-                    # One of them runs; the dearest, to be on the safe side.
-                    branches = instruction.called("branch_computations") or [
-                        *instruction.called("true_computation"),
-                        *instruction.called("false_computation"),
-                    ]
-                    visit(max(branches, key=self._own_cycles), times)
+            for line in self.computations.get(name, ()):
+                for part, often in self._inside(line):
+                    visit(part, times * often)
 
         visit(self.entry, 1.0)
         return dict(counts)
 
+    def _inside(self, line: Instruction) -> list[tuple[str, int]]:
+        """The computations that an instruction runs, and how often."""
+        if line.opcode == "while":
+            trips = self.trips(line)
+            return [(part, trips) for part in (*line.called("body"), *line.called("condition"))]
+        if line.opcode in ("call", "async-start"):
+            return [(part, 1) for part in (*line.called("to_apply"), *line.called("calls"))]
+        if line.opcode == "conditional":
+            # One of them runs; the dearest, to be on the safe side.
+            branches = line.called("branch_computations") or [
+                *line.called("true_computation"),
+                *line.called("false_computation"),
+            ]
+            return [(max(branches, key=self._cycles_within), 1)]
+        return []
+
+    def _cycles_within(self, name: str) -> float:
+        """Of one run of a computation, with those that it runs."""
+        return sum(
+            line.cycles + sum(often * self._cycles_within(part) for part, often in self._inside(line))
+            for line in self.computations.get(name, ())
+        )
+
     def trips(self, loop: Instruction) -> int:
-        """How often a loop runs: as the compiler says, or what its counter, which starts at 0 in loops over layers, is compared with. Raises
-        `ValueError` where neither is known."""
+        """How often a loop runs: as the compiler says, or what its counter, which starts at 0 in loops over layers, is compared with, by what is added
+        to it in each run. Raises `ValueError` where neither is known."""
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text):
             return int(found[1])
-        (condition,) = loop.called("condition")
+        (condition,), (body,) = loop.called("condition"), loop.called("body")
         lines = self.computations.get(condition, ())
-        bounds = [int(n) for line in lines for n in re.findall(r"^s32\[\]\S* constant\((\d+)\)", line.text)]
-        if len(bounds) != 1 or not any("direction=LT" in line.text for line in lines):
+        bounds = [n for line in lines if (n := _constant(line)) is not None]
+        counters = [
+            found[1] for line in lines if (found := re.search(r"^[su]32.*get-tuple-element.*index=(\d+)", line.text))
+        ]
+        if len(bounds) != 1 or len(counters) != 1 or not any("direction=LT" in line.text for line in lines):
             raise ValueError(f"cannot tell how often the loop {loop.name} runs")
-        return bounds[0]
+        return math.ceil(bounds[0] / self._stride(body, int(counters[0])))
 
-    def _own_cycles(self, name: str) -> int:
-        return sum(instruction.cycles for instruction in self.computations.get(name, ()))
+    def _stride(self, body: str, counter: int) -> int:
+        """What a loop adds to its counter; 1 where that is not plain to see."""
+        lines = {line.name: line for line in self.computations.get(body, ())}
+        results = next((line.operands for line in reversed(lines.values()) if line.opcode == "tuple"), [])
+        added = lines.get(results[counter]) if counter < len(results) else None
+        if added is None or added.opcode != "add":
+            return 1
+        steps = [n for name in added.operands if name in lines and (n := _constant(lines[name])) is not None]
+        return steps[0] if len(steps) == 1 else 1
 
     def cycles(self, kind_of: Mapping[str, str]) -> dict[str, float]:
         """Estimated cycles by kind: that of the first pattern of `kind_of` that an instruction's origin matches, else "other"."""
@@ -238,6 +266,12 @@ def parse_program(text: str) -> Program:
     return Program(computations, entry)
 
 
+def _constant(line: Instruction) -> int | None:
+    """The value of a whole number."""
+    found = re.search(r"^[su]32\[\]\S* constant\((\d+)\)", line.text)
+    return int(found[1]) if found else None
+
+
 def _is_collective(line: Instruction) -> bool:
     return line.opcode.removesuffix("-start") in COLLECTIVES
 
@@ -269,9 +303,9 @@ def _kind(instruction: Instruction, kind_of: Mapping[str, str]) -> str:
 
 def _cost(kernel: Instruction) -> tuple[float | None, float | None]:
     """FLOPs and bytes of a kernel: as its text says; of the compiler's own softmax, which says nothing, as its shapes do."""
-    found = re.search(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', kernel.text)
-    if found:
-        return float(found[1]), float(found[2])
+    if estimate := re.search(r'"cost_estimate":\{([^}]*)\}', kernel.text):
+        said = dict(re.findall(r'"(\w+)":"(\d+)"', estimate[1]))
+        return float(said["flops"]), float(said["bytes_accessed"])
     operands = re.search(r"operand_layout_constraints=\{(.*?\})\}", kernel.text)
     if not kernel.name.startswith("online-softmax") or operands is None:
         return None, None
