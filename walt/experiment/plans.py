@@ -18,7 +18,7 @@ from walt.experiment.config import AutoencoderExperiment, DiffusionExperiment, E
 from walt.experiment.planning import KINDS, changes_that_save_memory, check_autoencoder, more_fsdp, plan_training
 from walt.generation import programs
 from walt.generation.given import Given
-from walt.parallel.mesh import BATCH_AXES, batch_sharding, batch_shards, make_mesh, replicated
+from walt.parallel.mesh import BATCH_AXES, batch_sharding, batch_shards, make_mesh
 from walt.parallel.rules import ParameterAxes, parameter_shardings
 from walt.planning.plan import PROGRAMS, Plan, Work, make_plan
 from walt.planning.topology import Topology
@@ -85,7 +85,7 @@ def lower_sampler(experiment: DiffusionExperiment, mesh: Mesh, rows: int) -> tup
         given = Given(low)
     strength, sampler = None, experiment.sampler
     if prompts is not None and sampler.guidance != 1:  # as `Pipeline` has it: one program for every strength
-        strength = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+        strength = jax.ShapeDtypeStruct((), jnp.float32)
         sampler = dataclasses.replace(sampler, guidance=0.0)
     weights = abstract_weights(programs.denoiser(transformer, text), mesh, PARAMETER_AXES)
     keys = of_rows(dtype=jax.eval_shape(jax.random.key, 0).dtype)

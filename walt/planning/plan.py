@@ -71,6 +71,7 @@ class Plan:
       exposed_collective_seconds: of what no computation is scheduled beside.
       estimated_step_seconds: cycles at the clock, and collectives as far as they are exposed.
       rows: videos of one run, on all devices together.
+      kernels, unmodelled: where its kernels come from, and those of them that do not say what they cost.
       schedule_steps, schedule_seconds, schedule_chip_hours: of the whole schedule; None for a program without one.
       compiler_options: flags of XLA and of libtpu in the environment; programs are compiled with no others.
       search: of a search, what became of every candidate (`walt.planning.search.Outcome`), the best first; this is the plan of the best.
@@ -104,6 +105,7 @@ class Plan:
     schedule_steps: int | None
     schedule_seconds: float | None
     schedule_chip_hours: float | None
+    kernels: tuple[str, ...]
     unmodelled: tuple[str, ...]
     compile_seconds: float
     compiler_options: Mapping[str, str]
@@ -160,6 +162,7 @@ def make_plan(
             headroom_bytes=limit - needed,
             cycles_by_kind={},
             collectives=(),
+            kernels=(),
             unmodelled=(),
             compile_seconds=time.monotonic() - began,
         )
@@ -223,8 +226,8 @@ def _time(
 ) -> dict[str, Any]:
     """The estimates; those of whole runs are None where the program holds a kernel that does not say what it costs."""
     generation = topology.generation
-    by_kind, unmodelled = program.cycles(kinds), []
-    for kernel in program.kernels():
+    by_kind, kernels, unmodelled = program.cycles(kinds), program.kernels(), []
+    for kernel in kernels:
         if (cycles := kernel_cycles(kernel, generation)) is None:
             unmodelled.append(kernel.op_name)
         else:
@@ -248,6 +251,7 @@ def _time(
         "collectives": tuple(program.collectives(mesh)),
         "estimated_collective_seconds": sum(each.runs * seconds(each, topology) for each in transfers),
         "exposed_collective_seconds": waiting,
+        "kernels": tuple(kernel.op_name for kernel in kernels),
         "unmodelled": tuple(unmodelled),
         **(dict.fromkeys(whole) if unmodelled else whole),
     }
@@ -336,7 +340,7 @@ def _of_time(plan: Plan) -> list[str]:
     if not plan.rows_per_second_per_chip or plan.estimated_step_seconds is None:
         return []
     lines = [
-        f"  time        {plan.estimated_step_seconds:.3f} s a run; of each chip {plan.rows_per_second_per_chip:.3g} videos, "
+        f"  time        {plan.estimated_step_seconds:.3g} s a run; of each chip {plan.rows_per_second_per_chip:.3g} videos, "
         f"{plan.tokens_per_second_per_chip:,.0f} tokens a second",
         f"  MFU         {plan.estimated_mfu:.3f} (compiler estimate, not a measurement)",
     ]

@@ -65,7 +65,7 @@ def describe_ranking(outcomes: Sequence[Outcome]) -> list[str]:
     for number, each in enumerate(ranked(outcomes), 1):
         words: str = each.result
         if each.estimated_step_seconds is not None:
-            words = f"{each.estimated_step_seconds:.3f} s, MFU {each.estimated_mfu or 0:.3f}, {(each.peak_bytes or 0) / 1e9:.1f} GB"
+            words = f"{each.estimated_step_seconds:.3g} s, MFU {each.estimated_mfu or 0:.3f}, {(each.peak_bytes or 0) / 1e9:.1f} GB"
         why = f" ({each.why})" if each.why else ""
         lines.append(f"  {number:3d}. {words:32s} {' '.join(each.changes)}{why}")
     return lines
