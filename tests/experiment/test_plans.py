@@ -198,6 +198,9 @@ def test_a_wider_search_divides_devices_among_more_axes():
     assert any("tensor" in each.why for each in skipped)  # three heads
     with pytest.raises(ConfigError, match="no axis 'fdsp' to search along; did you mean 'fsdp'"):
         candidates(experiment, experiment.training.mesh.resolve(8), ("fdsp",))
+    for axes in (("fsdp", "fsdp"), ("slice", "data")):
+        with pytest.raises(ConfigError, match="each axis once, and not slice"):
+            candidates(experiment, experiment.training.mesh.resolve(8), axes)
 
 
 def plan_of(step: float | None = 2.0, peak: float = 1e9) -> Plan:

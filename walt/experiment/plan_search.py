@@ -56,6 +56,10 @@ def candidates(
     for axis in axes:
         if axis not in sizes:
             raise ConfigError(f"a mesh has no axis {axis!r} to search along{nearest(axis, sizes)}")
+        if axis == "slice" or axes.count(axis) > 1:
+            raise ConfigError(
+                f"a search cannot divide devices along {', '.join(axes)}: each axis once, and not slice, which --num_slices says"
+            )
     found: list[Candidate] = []
     skipped: list[Outcome] = []
     for mesh in _meshes(sizes, axes):
