@@ -37,7 +37,7 @@ def test_a_plan_has_memory_flops_and_collectives_and_is_printed_and_written(here
     file = tmp_path / "plan.json"
     command_plan.main(["walt plan", "--config=t2v/atari:mini", "--topology=v5e:2x4", f"--json={file}", *flags])
     printed = capsys.readouterr().out
-    assert "train step on v5e:2x4 (8 chips), mesh data 2, fsdp 4" in printed and "fits: " in printed
+    assert "train step of 8 videos on v5e:2x4 (8 chips), mesh data 2, fsdp 4" in printed and "fits by 1" in printed
     plan = json.loads(file.read_text())
     assert plan["fits"] and plan["argument_bytes"] < plan["peak_bytes"] < plan["hbm_limit_bytes"] == 16e9
     assert plan["mesh"] == {"slice": 1, "data": 2, "fsdp": 4, "context": 1, "tensor": 1} and plan["chips"] == 8

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from walt.autoencoder.losses import discriminator_loss, generator_loss, reconstr
 from walt.autoencoder.model import Autoencoder, reconstruct, to_float
 from walt.autoencoder.perceptual import PerceptualDistance
 from walt.autoencoder.ssim import WINDOW, ssim
+from walt.training.flops import product_flops
 from walt.training.module import Functional
 from walt.training.state import TrainState
 from walt.training.task import Batch, RowCost, Tree
@@ -118,13 +118,13 @@ class AutoencoderTask:
         }
 
     def row_cost(self) -> RowCost:
-        """Tokens are latent positions; FLOPs are XLA's count of the forward pass, times three, and three passes of the
-        critic (reals, reconstructions, the autoencoder's gradient); R1 and the perceptual network are not counted."""
+        """Tokens are latent positions; FLOPs are the products and convolutions of the forward pass, times three, and three passes of
+        the critic (reals, reconstructions, the autoencoder's gradient); R1 and the perceptual network are not counted."""
         clip = jax.ShapeDtypeStruct((1, *self._clip_shape, 3), jnp.float32)
-        forward = [_flops(lambda p, e, video: reconstruct(self.model.bind(p, e), video), self._abstract(), clip)]
+        forward = [product_flops(lambda p, e, v: reconstruct(self.model.bind(p, e), v), *self._abstract(), clip)]
         if self._adversarial is not None:
-            critic = _flops(
-                lambda p, video: self.discriminator.bind(p)(video), (self.discriminator.abstract_params,), clip
+            critic = product_flops(
+                lambda p, video: self.discriminator.bind(p)(video), self.discriminator.abstract_params, clip
             )
             forward += [critic] * 3
         return RowCost(tokens=int(np.prod(self._latent_shape[:3])), flops=3.0 * sum(forward))
@@ -175,11 +175,6 @@ def next_critic_record(record: Tree, averages: Tree, metrics: Metrics) -> Tree:
     """The record after a batch: new averages, and one more saturated step or none."""
     saturated = jnp.maximum(metrics["doubt_real"], metrics["doubt_fake"]) < CERTAIN
     return {"logits": averages, "saturated_steps": jnp.where(saturated, record["saturated_steps"] + 1, 0)}
-
-
-def _flops(forward: Callable[..., Any], weights: tuple[Tree, ...], clip: jax.ShapeDtypeStruct) -> float:
-    cost: Any = jax.jit(forward).lower(*weights, clip).cost_analysis()
-    return cost["flops"]
 
 
 def latent_statistics(model: Functional[Autoencoder], params: Tree, clips: Iterable[np.ndarray]) -> Tree:

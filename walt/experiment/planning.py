@@ -1,4 +1,4 @@
-"""Plans of an experiment for a TPU pod: its train step, the very one of the loop, lowered from shapes for devices that are not there."""
+"""Plans of training on a TPU pod: the very step of the loop, lowered from shapes for devices that are not there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from walt.config import ConfigError
-from walt.experiment.config import DiffusionExperiment, ExperimentConfig
+from walt.experiment.config import AutoencoderExperiment, DiffusionExperiment, ExperimentConfig
 from walt.experiment.stage1 import check_rows, task_for
 from walt.experiment.stage2 import diffusion_task
-from walt.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
+from walt.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, replicated
 from walt.parallel.rules import ParameterAxes
-from walt.planning.plan import Plan, make_plan
+from walt.planning.plan import Plan, Work, make_plan
 from walt.planning.topology import Topology
 from walt.training.config import TrainingConfig
 from walt.training.state import abstract_state
@@ -34,6 +34,7 @@ KINDS: Mapping[str, str] = {  # of the first that an operation's origin matches
     r"\bmlp|\(mlp": "MLP",
     r"modulation": "modulation",
     r"embedding|conditioning": "embedding",
+    r"conv_general_dilated": "convolution",
 }
 
 
@@ -47,36 +48,51 @@ def plan_training(experiment: ExperimentConfig, topology: Topology) -> Plan:
     task, axes = _task(experiment, mesh)
     lowered = lower_train_step(experiment, task, axes, mesh)
     frozen = isinstance(experiment, DiffusionExperiment) and experiment.text_encoder_path is not None
-    return make_plan(
-        lowered,
-        what="train step",
-        topology=topology,
-        mesh=dict(mesh.shape),
-        model_flops=task.row_cost().flops * experiment.data.batch_size,
-        kinds=KINDS,
-        assumptions=(PREPARED,) if frozen else (),
+    cost = task.row_cost()
+    work = Work(
+        "train",
+        experiment.data.batch_size,
+        cost.tokens,
+        cost.flops,
+        experiment.training.num_steps,
+        (PREPARED,) if frozen else (),
     )
+    return make_plan(lowered, work, topology=topology, mesh=dict(mesh.shape), kinds=KINDS)
 
 
-def _task(experiment: ExperimentConfig, mesh: Mesh) -> tuple[Task, ParameterAxes]:
-    rows, parts = experiment.data.batch_size, experiment.training.accumulation * batch_shards(mesh)
+def check_training(experiment: ExperimentConfig, sizes: Mapping[str, int]) -> None:
+    """Raises `ConfigError` naming what does not divide over a mesh of these axis sizes."""
+    shards = math.prod(sizes[axis] for axis in BATCH_AXES)
+    rows, parts = experiment.data.batch_size, experiment.training.accumulation * shards
     if rows % parts:
         raise ConfigError(
-            f"data.batch_size is {rows}, which does not divide into accumulation={experiment.training.accumulation} parts on {batch_shards(mesh)} "
+            f"data.batch_size is {rows}, which does not divide into accumulation={experiment.training.accumulation} parts on {shards} "
             f"devices: make it a multiple of {parts}"
         )
     if isinstance(experiment, DiffusionExperiment):
-        check_mesh(experiment.transformer, mesh.shape)
+        check_mesh(experiment.transformer, sizes)
+    else:
+        check_autoencoder(experiment, sizes)
+
+
+def check_autoencoder(experiment: AutoencoderExperiment, sizes: Mapping[str, int]) -> None:
+    """Raises `ConfigError` if there is no size of clips, or one that a mesh of these axis sizes does not divide."""
+    if sizes["tensor"] > 1:
+        raise ConfigError("mesh.tensor must be 1 for an autoencoder, which divides nothing along it")
+    if experiment.clip_size is None:
+        raise ConfigError("clip_size must be set to plan an autoencoder: frames, height and width of its clips")
+    check_rows(experiment.autoencoder, experiment.clip_size[1], sizes["context"])
+
+
+def _task(experiment: ExperimentConfig, mesh: Mesh) -> tuple[Task, ParameterAxes]:
+    check_training(experiment, mesh.shape)
+    if isinstance(experiment, DiffusionExperiment):
         # A published text encoder's embeddings are made beforehand, as its configs recommend.
         prepared = experiment.text_encoder_path is not None
         return diffusion_task(
             dataclasses.replace(experiment, text_source="prepared" if prepared else "trained")
         ), PARAMETER_AXES
-    if mesh.shape["tensor"] > 1:
-        raise ConfigError("mesh.tensor must be 1 for an autoencoder, which divides nothing along it")
-    if experiment.clip_size is None:
-        raise ConfigError("clip_size must be set to plan an autoencoder: frames, height and width of its clips")
-    check_rows(experiment.autoencoder, experiment.clip_size[1], mesh.shape["context"])
+    assert experiment.clip_size is not None  # as has been checked
     return task_for(experiment, experiment.clip_size), ()
 
 
@@ -102,17 +118,11 @@ def changes_that_save_memory(
         transformer = dataclasses.replace(experiment.transformer, remat="full")
         experiment = dataclasses.replace(experiment, transformer=transformer)
         yield "--config.transformer.remat=full", experiment
+    if (found := more_fsdp(experiment, mesh)) is not None:
+        experiment = found[1]
+        yield found
     training = experiment.training
-    whole = mesh["data"] * mesh["fsdp"]
-    width = experiment.transformer.width if isinstance(experiment, DiffusionExperiment) else whole
-    fsdp = max(n for n in range(1, whole + 1) if whole % n == 0 and width % n == 0)
-    if fsdp > mesh["fsdp"]:
-        training = dataclasses.replace(training, mesh=dataclasses.replace(training.mesh, data=whole // fsdp, fsdp=fsdp))
-        yield (
-            f"--config.training.mesh.data={whole // fsdp} --config.training.mesh.fsdp={fsdp}",
-            _with(experiment, training),
-        )
-    shards = math.prod(mesh[axis] for axis in ("slice", "data", "fsdp"))
+    shards = math.prod(mesh[axis] for axis in BATCH_AXES)
     parts = training.accumulation * 2
     while experiment.data.batch_size % (parts * shards) == 0:
         yield (
@@ -122,16 +132,17 @@ def changes_that_save_memory(
         parts *= 2
 
 
+def more_fsdp(experiment: ExperimentConfig, mesh: Mapping[str, int]) -> tuple[str, ExperimentConfig] | None:
+    """With parameters over as many devices as divide them: (in words, the experiment so changed); None if they lie so already."""
+    training, whole = experiment.training, mesh["data"] * mesh["fsdp"]
+    width = experiment.transformer.width if isinstance(experiment, DiffusionExperiment) else whole
+    fsdp = max(n for n in range(1, whole + 1) if whole % n == 0 and width % n == 0)
+    if fsdp <= mesh["fsdp"]:
+        return None
+    training = dataclasses.replace(training, mesh=dataclasses.replace(training.mesh, data=whole // fsdp, fsdp=fsdp))
+    words = f"--config.training.mesh.data={whole // fsdp} --config.training.mesh.fsdp={fsdp}"
+    return words, _with(experiment, training)
+
+
 def _with(experiment: ExperimentConfig, training: TrainingConfig) -> ExperimentConfig:
     return dataclasses.replace(experiment, training=training)
-
-
-def fitting(experiment: ExperimentConfig, topology: Topology, plan: Plan) -> tuple[list[str], Plan] | None:
-    """The first of these changes, each on top of those before it, with which the step fits: (as flags, its plan). None if none does."""
-    flags: list[str] = []
-    for words, changed in changes_that_save_memory(experiment, plan.mesh):
-        flags = [flag for flag in flags if flag.split("=")[0] not in words] + [words]
-        found = plan_training(changed, topology)
-        if found.fits:
-            return flags, found
-    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +40,12 @@ class Instruction:
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.text)
         return found[1] if found else ""
 
+    @property
+    def operands(self) -> list[str]:
+        """Names of what it is given."""
+        given = self.text[len(self.result) + len(self.opcode) :].partition(", metadata=")[0].partition("), ")[0]
+        return re.findall(r"%([\w.\-]+)", given)
+
     def called(self, attribute: str) -> list[str]:
         """Computations named by an attribute such as `body=%name` or `calls={%a, %b}`."""
         found = re.search(rf"\b{attribute}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.text)
@@ -61,6 +67,23 @@ class Collective:
     axis: str
     bytes: float
     count: int
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One collective of a program.
+
+    Attributes:
+      bytes: that one device receives or sends in one run of it.
+      runs: in one run of the program.
+      hidden_cycles: of computation that the schedule does in each run while this goes on, and no other transfer was given.
+    """
+
+    kind: str
+    axis: str
+    bytes: float
+    runs: float
+    hidden_cycles: float
 
 
 @dataclass(frozen=True)
@@ -92,38 +115,60 @@ class Program:
 
         def visit(name: str, times: float) -> None:
             counts[name] += times
-            for instruction in self.computations.get(name, ()):
-                if instruction.opcode == "while":
-                    for part in (*instruction.called("body"), *instruction.called("condition")):
-                        visit(part, times * self.trips(instruction))
-                elif instruction.opcode in ("call", "async-start"):
-                    for part in (*instruction.called("to_apply"), *instruction.called("calls")):
-                        visit(part, times)
-                elif instruction.opcode == "conditional":
-                    # One of them runs; the dearest, to be on the safe side.
-                    branches = instruction.called("branch_computations") or [
-                        *instruction.called("true_computation"),
-                        *instruction.called("false_computation"),
-                    ]
-                    visit(max(branches, key=self._own_cycles), times)
+            for line in self.computations.get(name, ()):
+                for part, often in self._inside(line):
+                    visit(part, times * often)
 
         visit(self.entry, 1.0)
         return dict(counts)
 
+    def _inside(self, line: Instruction) -> list[tuple[str, int]]:
+        """The computations that an instruction runs, and how often."""
+        if line.opcode == "while":
+            trips = self.trips(line)
+            return [(part, trips) for part in (*line.called("body"), *line.called("condition"))]
+        if line.opcode in ("call", "async-start"):
+            return [(part, 1) for part in (*line.called("to_apply"), *line.called("calls"))]
+        if line.opcode == "conditional":
+            # One of them runs; the dearest, to be on the safe side.
+            branches = line.called("branch_computations") or [
+                *line.called("true_computation"),
+                *line.called("false_computation"),
+            ]
+            return [(max(branches, key=self._cycles_within), 1)]
+        return []
+
+    def _cycles_within(self, name: str) -> float:
+        """Of one run of a computation, with those that it runs."""
+        return sum(
+            line.cycles + sum(often * self._cycles_within(part) for part, often in self._inside(line))
+            for line in self.computations.get(name, ())
+        )
+
     def trips(self, loop: Instruction) -> int:
-        """How often a loop runs: as the compiler says, or what its counter, which starts at 0 in loops over layers, is compared with. Raises
-        `ValueError` where neither is known."""
+        """How often a loop runs: as the compiler says, or what its counter, which starts at 0 in loops over layers, is compared with, by what is added
+        to it in each run. Raises `ValueError` where neither is known."""
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text):
             return int(found[1])
-        (condition,) = loop.called("condition")
+        (condition,), (body,) = loop.called("condition"), loop.called("body")
         lines = self.computations.get(condition, ())
-        bounds = [int(n) for line in lines for n in re.findall(r"^s32\[\]\S* constant\((\d+)\)", line.text)]
-        if len(bounds) != 1 or not any("direction=LT" in line.text for line in lines):
+        bounds = [n for line in lines if (n := _constant(line)) is not None]
+        counters = [
+            found[1] for line in lines if (found := re.search(r"^[su]32.*get-tuple-element.*index=(\d+)", line.text))
+        ]
+        if len(bounds) != 1 or len(counters) != 1 or not any("direction=LT" in line.text for line in lines):
             raise ValueError(f"cannot tell how often the loop {loop.name} runs")
-        return bounds[0]
+        return math.ceil(bounds[0] / self._stride(body, int(counters[0])))
 
-    def _own_cycles(self, name: str) -> int:
-        return sum(instruction.cycles for instruction in self.computations.get(name, ()))
+    def _stride(self, body: str, counter: int) -> int:
+        """What a loop adds to its counter; 1 where that is not plain to see."""
+        lines = {line.name: line for line in self.computations.get(body, ())}
+        results = next((line.operands for line in reversed(lines.values()) if line.opcode == "tuple"), [])
+        added = lines.get(results[counter]) if counter < len(results) else None
+        if added is None or added.opcode != "add":
+            return 1
+        steps = [n for name in added.operands if name in lines and (n := _constant(lines[name])) is not None]
+        return steps[0] if len(steps) == 1 else 1
 
     def cycles(self, kind_of: Mapping[str, str]) -> dict[str, float]:
         """Estimated cycles by kind: that of the first pattern of `kind_of` that an instruction's origin matches, else "other"."""
@@ -137,7 +182,7 @@ class Program:
     def kernels(self) -> list[Kernel]:
         """Kernels that are no part of XLA, which has no estimate of their cycles."""
         return [
-            Kernel(instruction.op_name or instruction.name, times, *_cost(instruction.text))
+            Kernel(instruction.op_name or instruction.name, times, *_cost(instruction))
             for name, times in self.runs().items()
             for instruction in self.computations.get(name, ())
             if 'custom_call_target="tpu_custom_call"' in instruction.text
@@ -146,30 +191,60 @@ class Program:
     def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
         """What devices send each other, by kind and by axes of a mesh of these sizes (its devices in order), the largest first."""
         found: dict[tuple[str, str], Collective] = {}
-        for name, times in self._with_fused(self.runs()).items():
-            for instruction in self.computations.get(name, ()):
-                kind = instruction.opcode.removesuffix("-start")
-                if kind not in COLLECTIVES or instruction.opcode.endswith("-done"):
-                    continue
-                members, result = group(instruction.text, math.prod(mesh.values())), result_bytes(instruction)
-                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-                    # How TPUs' compiler writes a reduce-scatter: the sum of the whole, of which the fusion keeps a slice.
-                    kind, result = "reduce-scatter", result / len(members)
-                key = kind, axes_of(members, mesh)
-                before = found.get(key, Collective(*key, 0.0, 0))
-                moved = times * traffic(kind, result, len(members))
-                found[key] = replace(before, bytes=before.bytes + moved, count=before.count + round(times))
+        for each in self.transfers(mesh):
+            key = each.kind, each.axis
+            before = found.get(key, Collective(*key, 0.0, 0))
+            moved = each.runs * each.bytes
+            found[key] = replace(before, bytes=before.bytes + moved, count=before.count + round(each.runs))
         return sorted(found.values(), key=lambda each: -each.bytes)
 
-    def _with_fused(self, runs: Mapping[str, float]) -> dict[str, float]:
-        """The runs of fused computations as well: compilers put collectives into fusions too."""
-        counts = dict(runs)
-        for name, times in runs.items():
-            for instruction in self.computations.get(name, ()):
-                if instruction.opcode == "fusion":
-                    for part in instruction.called("calls"):
-                        counts[part] = counts.get(part, 0.0) + times
-        return counts
+    def transfers(self, mesh: Mapping[str, int]) -> list[Transfer]:
+        """Every collective of the program, with the computation that the schedule puts beside it."""
+        runs = self.runs()
+        wrapped = {name for line in self._lines(runs) if line.opcode == "async-start" for name in line.called("calls")}
+        return [
+            transfer
+            for name, times in runs.items()
+            if name not in wrapped
+            for transfer in self._transfers_of(self.computations.get(name, ()), times, mesh)
+        ]
+
+    def _lines(self, names: Iterable[str]) -> Iterator[Instruction]:
+        return (line for name in names for line in self.computations.get(name, ()))
+
+    def _transfers_of(self, lines: Sequence[Instruction], times: float, mesh: Mapping[str, int]) -> Iterator[Transfer]:
+        held = [self._collectives_in(line) for line in lines]
+        # Where one collective stands: TPUs' compiler spreads it over fusions, which carry it on while they compute.
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, inner in enumerate(held):
+            for each, _ in inner:
+                places[_identity(lines[place], each)].append(place)
+        left = [line.cycles for line in lines]  # a cycle hides one transfer at a time
+        for place, inner in enumerate(held):
+            for each, inside in inner:
+                first, *carriers = places[_identity(lines[place], each)]
+                if first == place:
+                    beside = carriers or _awaited(lines, place)
+                    yield self._transfer(each, inside, times, mesh, sum(left[n] for n in beside))
+                    for n in beside:
+                        left[n] = 0
+
+    def _collectives_in(self, line: Instruction) -> list[tuple[Instruction, str]]:
+        """The collectives that an instruction is or holds, each with the name of the computation that holds it."""
+        if _is_collective(line):
+            return [(line, "")]
+        parts = line.called("calls") if line.opcode in ("fusion", "async-start") else []
+        return [(inner, part) for part in parts for inner in self.computations.get(part, ()) if _is_collective(inner)]
+
+    def _transfer(
+        self, line: Instruction, inside: str, times: float, mesh: Mapping[str, int], beside: float
+    ) -> Transfer:
+        kind, result = line.opcode.removesuffix("-start"), result_bytes(line)
+        members = group(line.text, math.prod(mesh.values()))
+        if kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
+            # How TPUs' compiler writes a reduce-scatter: the sum of the whole, of which the fusion keeps a slice.
+            kind, result = "reduce-scatter", result / len(members)
+        return Transfer(kind, axes_of(members, mesh), traffic(kind, result, len(members)), times, beside)
 
 
 def parse_program(text: str) -> Program:
@@ -191,6 +266,31 @@ def parse_program(text: str) -> Program:
     return Program(computations, entry)
 
 
+def _constant(line: Instruction) -> int | None:
+    """The value of a whole number."""
+    found = re.search(r"^[su]32\[\]\S* constant\((\d+)\)", line.text)
+    return int(found[1]) if found else None
+
+
+def _is_collective(line: Instruction) -> bool:
+    return line.opcode.removesuffix("-start") in COLLECTIVES
+
+
+def _identity(line: Instruction, collective: Instruction) -> str:
+    """The same for all fusions that carry one collective: its channel."""
+    channel = re.search(r"\bchannel_id=\d+", collective.text)
+    return channel[0] if channel and line.opcode == "fusion" else line.name
+
+
+def _awaited(lines: Sequence[Instruction], start: int) -> range:
+    """Where the instructions stand that are scheduled between the start of a collective and its done; none if it has no done."""
+    if not lines[start].opcode.endswith("-start"):
+        return range(0)
+    waits = re.compile(rf"-done\(.*%{re.escape(lines[start].name)}(?![\w.\-])")
+    done = next((n for n in range(start + 1, len(lines)) if waits.search(lines[n].text)), start + 1)
+    return range(start + 1, done)
+
+
 def kind(op_name: str, kind_of: Mapping[str, str]) -> str | None:
     """Of the first pattern of `kind_of` that an origin matches."""
     return next((found for pattern, found in kind_of.items() if re.search(pattern, op_name)), None)
@@ -201,18 +301,32 @@ def _kind(instruction: Instruction, kind_of: Mapping[str, str]) -> str:
     return kind(instruction.op_name, kind_of) or ("data movement" if moves else "other")
 
 
-def _cost(text: str) -> tuple[float | None, float | None]:
-    """FLOPs and bytes that the text of a kernel says."""
-    found = re.search(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', text)
-    return (float(found[1]), float(found[2])) if found else (None, None)
+def _cost(kernel: Instruction) -> tuple[float | None, float | None]:
+    """FLOPs and bytes of a kernel: as its text says; of the compiler's own softmax, which says nothing, as its shapes do."""
+    if estimate := re.search(r'"cost_estimate":\{([^}]*)\}', kernel.text):
+        said = dict(re.findall(r'"(\w+)":"(\d+)"', estimate[1]))
+        return float(said["flops"]), float(said["bytes_accessed"])
+    operands = re.search(r"operand_layout_constraints=\{(.*?\})\}", kernel.text)
+    if not kernel.name.startswith("online-softmax") or operands is None:
+        return None, None
+    # softmax(scores [… n m]) @ values [… m d] -> [… n d]
+    scores, *_ = inputs = _ARRAY.findall(operands[1])
+    (result,) = _ARRAY.findall(kernel.result)
+    return 2.0 * _size(scores[1]) * int(result[1].split(",")[-1]), sum(map(_bytes, [*inputs, result]))
+
+
+def _size(shape: str) -> int:
+    return math.prod(int(n) for n in shape.split(",") if n)
+
+
+def _bytes(array: tuple[str, str]) -> float:
+    dtype, shape = array
+    return _size(shape) * _BYTES.get(dtype, 4)
 
 
 def result_bytes(instruction: Instruction) -> float:
     """Of a collective's result on one device; that of a start holds its inputs as well (but of an all-reduce), before its outputs."""
-    sizes = [
-        math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(dtype, 4)
-        for dtype, shape in _ARRAY.findall(instruction.result)
-    ]
+    sizes = [_bytes(array) for array in _ARRAY.findall(instruction.result)]
     if instruction.opcode == "all-gather-start":
         return sum(sizes[len(sizes) // 2 :])
     if instruction.opcode == "collective-permute-start":
