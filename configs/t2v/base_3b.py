@@ -23,7 +23,7 @@ def get_config(variant: str = ""):
         "runs/t2v_128",
         variant,
         dataclasses.replace(
-            VIDEO_LARGE, width=1920, depth=52, canvas=True, in_channels=25, text_width=text.width, remat="full"
+            VIDEO_LARGE, width=1920, depth=52, canvas=True, in_channels=25, text_width=text.width, remat="attention"
         ),
         batch_size=512,
         num_steps=550_000,

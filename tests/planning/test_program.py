@@ -87,7 +87,7 @@ def test_kernels_say_what_they_cost_or_have_no_cost():
     generation = GENERATIONS["v5p"]
     assert kernel_cycles(outside, generation) is None
     # By its products, at the efficiency that is assumed, and by its bytes.
-    assert kernel_cycles(replace(inside, bytes=0.0), generation) == pytest.approx(26 * 70 / (0.14 * 459e12) * 1.75e9)
+    assert kernel_cycles(replace(inside, bytes=0.0), generation) == pytest.approx(26 * 70 / (0.18 * 459e12) * 1.75e9)
     assert kernel_cycles(replace(inside, bytes=9e9), generation) == pytest.approx(26 * 9e9 / 2765e9 * 1.75e9)
 
 

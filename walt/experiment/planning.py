@@ -17,6 +17,7 @@ from walt.experiment.stage1 import check_rows, task_for
 from walt.experiment.stage2 import diffusion_task
 from walt.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, replicated
 from walt.parallel.rules import ParameterAxes
+from walt.parallel.tpu import compiler_options
 from walt.planning.plan import Plan, Work, make_plan
 from walt.planning.topology import Topology
 from walt.training.config import TrainingConfig
@@ -57,7 +58,8 @@ def plan_training(experiment: ExperimentConfig, topology: Topology) -> Plan:
         experiment.training.num_steps,
         (PREPARED,) if frozen else (),
     )
-    return make_plan(lowered, work, topology=topology, mesh=dict(mesh.shape), kinds=KINDS)
+    options = compiler_options(mesh)
+    return make_plan(lowered, work, topology=topology, mesh=dict(mesh.shape), kinds=KINDS, options=options)
 
 
 def check_training(experiment: ExperimentConfig, sizes: Mapping[str, int]) -> None:

@@ -30,7 +30,7 @@ VIDEO_LARGE = TransformerConfig(
     depth=24,
     heads=16,
     dtype="bfloat16",
-    remat="dots",
+    remat="attention",
 )
 SUPER_RESOLUTION = dataclasses.replace(  # the 9:16 models, whose tokens are 16x28 a frame whatever the resolution
     VIDEO_LARGE,
@@ -58,7 +58,7 @@ IMAGE_ONLY = (
         qk_norm=False,
         relative_bias=False,
         dtype="bfloat16",
-        remat="dots",
+        remat="attention",
     )
 )
 

@@ -19,13 +19,10 @@ import jax
 from walt.planning.program import Collective, Kernel, Program, Transfer, kind, parse_program
 from walt.planning.topology import DCN_BANDWIDTH, Generation, Topology
 
-KERNEL_EFFICIENCY = 0.14
-"""Of peak: what XLA's own attention within windows reaches where it is best, and no better."""
-
 ASSUMPTIONS = (
     "compiler estimates, not a measurement: cycles that XLA's cost model gives each operation, at the clock of the cores",
     "loops count as often as they run; of branches the dearest",
-    f"a kernel takes the longer of its products at {KERNEL_EFFICIENCY} of peak and its bytes at the bandwidth of memory",
+    "a kernel takes the longer of its products, at the part of the peak that XLA's own attention reaches at best, and its bytes at the bandwidth of memory",
     "collectives move their bytes around a ring at the published bandwidth of a chip, and between slices at 6.25 GB/s a chip",
     "a collective is hidden by the estimated cycles that the schedule puts beside it, between its start and its done, or in the fusions that "
     "carry it on while they compute, each cycle once; the rest of its time adds to the step",
@@ -73,7 +70,7 @@ class Plan:
       rows: videos of one run, on all devices together.
       kernels, unmodelled: where its kernels come from, and those of them that do not say what they cost.
       schedule_steps, schedule_seconds, schedule_chip_hours: of the whole schedule; None for a program without one.
-      compiler_options: flags of XLA and of libtpu in the environment; programs are compiled with no others.
+      compiler_options: those of the program, and flags of XLA and of libtpu in the environment; it is compiled with no others.
       search: of a search, what became of every candidate (`walt.planning.search.Outcome`), the best first; this is the plan of the best.
       changes: flags with which this is a plan of the config that was asked for.
       estimated_mfu: model FLOPs per second over the peak of all chips.
@@ -123,7 +120,13 @@ class Plan:
 
 
 def make_plan(
-    lowered: Any, work: Work, *, topology: Topology, mesh: Mapping[str, int], kinds: Mapping[str, str]
+    lowered: Any,
+    work: Work,
+    *,
+    topology: Topology,
+    mesh: Mapping[str, int],
+    kinds: Mapping[str, str],
+    options: Mapping[str, str] | None = None,
 ) -> Plan:
     """Compiles a program lowered for the devices of `topology` and reads what it needs.
 
@@ -132,6 +135,7 @@ def make_plan(
       work: of one run.
       mesh: sizes of its axes, the devices in order.
       kinds: pattern of an operation's origin -> kind of work.
+      options: of the compiler, as the program itself gives them.
     """
     began = time.monotonic()
     limit = topology.generation.hbm_bytes / topology.generation.devices_per_chip
@@ -146,7 +150,10 @@ def make_plan(
         "rows": work.rows,
         "schedule_steps": work.steps or None,
         "assumptions": (*ASSUMPTIONS, *work.assumptions),
-        "compiler_options": {name: os.environ[name] for name in COMPILER_FLAGS if os.environ.get(name)},
+        "compiler_options": {
+            **(options or {}),
+            **{name: os.environ[name] for name in COMPILER_FLAGS if os.environ.get(name)},
+        },
         "versions": {name: _version(name) for name in ("jax", "libtpu")},
     }
     try:
@@ -269,7 +276,7 @@ def kernel_cycles(kernel: Kernel, generation: Generation) -> float | None:
     if kernel.flops is None or kernel.bytes is None:
         return None
     per_device = generation.devices_per_chip
-    computing = kernel.flops / (KERNEL_EFFICIENCY * generation.peak_flops / per_device)
+    computing = kernel.flops / (generation.attention * generation.peak_flops / per_device)
     moving = kernel.bytes / (generation.hbm_bandwidth / per_device)
     return kernel.runs * max(computing, moving) * generation.clock
 

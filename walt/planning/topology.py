@@ -23,6 +23,8 @@ class Generation:
       ici_bandwidth: bytes per second to and from the other chips of a slice, all links together.
       devices_per_chip: how many JAX devices a chip is.
       clock: of the cores, which the compiler's cycles are counted in; peak_flops over what the matrix units do in a cycle.
+      attention: part of the peak that XLA's own attention reaches where it is best (`tests/benchmarks/bench_transformer.py --dense`); that of tpu7x is
+        taken to be v6e's, whose matrix units are as large.
       dimensions: of the grid of chips, 2 or 3.
       options: of the topology description.
     """
@@ -32,6 +34,7 @@ class Generation:
     hbm_bandwidth: float
     ici_bandwidth: float
     clock: float
+    attention: float
     dimensions: int
     devices_per_chip: int = 1
     options: dict[str, Any] = field(default_factory=dict)
@@ -42,11 +45,11 @@ DCN_BANDWIDTH = 6.25e9
 
 GENERATIONS = {
     # As one device per chip; without the option each of a chip's two cores is one.
-    "v4": Generation(275e12, 32e9, 1228e9, 300e9, 1.05e9, 3, options={"chip_config_name": "megacore"}),
-    "v5e": Generation(197e12, 16e9, 819e9, 200e9, 1.5e9, 2),
-    "v5p": Generation(459e12, 95e9, 2765e9, 600e9, 1.75e9, 3),
-    "v6e": Generation(918e12, 32e9, 1640e9, 448e9, 1.75e9, 2),
-    "tpu7x": Generation(2307e12, 192e9, 7380e9, 1200e9, 2.2e9, 3, devices_per_chip=2),
+    "v4": Generation(275e12, 32e9, 1228e9, 300e9, 1.05e9, 0.19, 3, options={"chip_config_name": "megacore"}),
+    "v5e": Generation(197e12, 16e9, 819e9, 200e9, 1.5e9, 0.17, 2),
+    "v5p": Generation(459e12, 95e9, 2765e9, 600e9, 1.75e9, 0.18, 3),
+    "v6e": Generation(918e12, 32e9, 1640e9, 448e9, 1.75e9, 0.087, 2),
+    "tpu7x": Generation(2307e12, 192e9, 7380e9, 1200e9, 2.2e9, 0.087, 3, devices_per_chip=2),
 }
 
 
