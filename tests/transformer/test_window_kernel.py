@@ -1,5 +1,6 @@
 """The TPU kernel, interpreted, against XLA's operations and against attention written out; and that programs for TPUs hold it."""
 
+import functools
 import importlib.util
 
 import jax
@@ -13,8 +14,10 @@ from walt.parallel.config import MeshConfig
 from walt.parallel.mesh import make_mesh, replicated
 from walt.planning.program import parse_program
 from walt.planning.topology import parse_topology
+from walt.transformer import attention
 from walt.transformer.attention import attend
 from walt.transformer.window_kernel import Shared, Tokens, attend_in_windows, supports
+from walt.transformer.windows import Windows
 
 
 def inputs(windows, queries, parts, width, heads, *, biased, masked, identity, dtype=jnp.float32):
@@ -125,6 +128,41 @@ def test_bfloat16_rounds_and_no_more():
         lambda tokens, shared: attend_in_windows(tokens, shared, heads=heads, norm=True, interpret=True), *given
     )
     assert_close(ours, with_gradients(lambda *each: written_out(*each, heads, True), *wide), 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "by"),
+    [((4, 4, 8), (1, 4, 8), "windows"), ((1, 4, 8), (1, 4, 8), "queries")],
+    ids=["windows", "queries"],
+)
+def test_each_device_runs_the_kernel_on_its_rows_windows_and_heads(grid, window, by, monkeypatch):
+    """Four rows on data 2 x context 2 x tensor 2, with gradients, those of what all windows share included."""
+    windows = Windows(grid, window)
+    assert windows.divided_over(2) == by
+    tokens, shared, cotangent = inputs(
+        4 * windows.number, windows.tokens, (windows.tokens, 16), 64, 4, biased=True, masked=True, identity=False
+    )
+    rows, cotangent = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), (tokens, cotangent))
+    monkeypatch.setattr(attention, "supports", lambda *_: True)
+    monkeypatch.setattr(attention, "attend_in_windows", functools.partial(attend_in_windows, interpret=True))
+
+    def on_tpu(tokens, shared):
+        return attention._attend_on_tpu(tokens, shared, heads=4, norm=True, windows=windows)
+
+    def operations(tokens, shared):
+        return attend(tokens, shared, heads=4, norm=True)
+
+    def run(function):
+        return jax.jit(
+            lambda *given: jax.tree.leaves((function(*given[:2]), jax.vjp(function, *given[:2])[1](given[2])))
+        )
+
+    expected = run(operations)(rows, shared, cotangent)
+    mesh = make_mesh(MeshConfig(data=2, context=2, tensor=2))
+    with jax.set_mesh(mesh):
+        found = run(on_tpu)(*jax.device_put((rows, shared, cotangent), replicated(mesh)))
+    real = [(a, b) for a, b in zip(found, expected, strict=True) if a.dtype != jax.dtypes.float0]
+    assert_close(*([np.asarray(x) for x in side] for side in zip(*real)), 3e-5)
 
 
 def test_no_kernel_but_for_a_tpu():

@@ -53,12 +53,19 @@ class _Loader:
 
     _order: Order
 
-    def __init__(self, config: LoaderConfig, process_index: int, process_count: int, workdir: str | os.PathLike | None):
+    def __init__(
+        self,
+        config: LoaderConfig,
+        process_index: int,
+        process_count: int,
+        workdir: str | os.PathLike | None,
+        rows: Sequence[int] | None,
+    ):
         if not config.path:
             raise ConfigError("data.path must name a data set made by `walt prepare`.")
         if not 0 <= process_index < process_count:
             raise ConfigError(f"process_index must lie in [0, {process_count}), got {process_index}.")
-        if config.batch_size % process_count:
+        if rows is None and config.batch_size % process_count:
             raise ConfigError(
                 f"batch_size must be a multiple of the {process_count} processes, got {config.batch_size}."
             )
@@ -77,7 +84,7 @@ class _Loader:
                     f"{config.max_example_megabytes} MB of data.max_example_megabytes."
                 )
         local = config.batch_size // process_count
-        self._rows = range(process_index * local, (process_index + 1) * local)
+        self._rows = tuple(range(process_index * local, (process_index + 1) * local) if rows is None else rows)
         self._cache = Cache(config.cache_megabytes * 2**20 if config.workers == 0 else 0)
         self._known_bad: dict[tuple[int, bool], str] = {}
         self._retries = self._worker_restarts = 0
@@ -100,7 +107,7 @@ class _Loader:
 
     def example_ids(self, step: int) -> Int[np.ndarray, "rows slots"]:
         """Example ids of this process's rows at a step, before bad records are replaced (see `Order.example_ids`)."""
-        return self._order.example_ids(step)[self._rows.start : self._rows.stop]
+        return self._order.example_ids(step)[list(self._rows)]
 
     def batch(self, step: int) -> Batch:
         """This process's rows of the batch of a step."""
@@ -202,7 +209,8 @@ class ClipLoader(_Loader):
 
     Args:
       config: what to load.
-      process_index, process_count: which contiguous part of every global batch is this process's.
+      process_index, process_count: of the job.
+      rows: of every global batch, which are this process's; by default its contiguous part.
       workdir: where bad records are listed (see `walt.data.faults`); nowhere if None.
 
     Raises:
@@ -216,9 +224,10 @@ class ClipLoader(_Loader):
         *,
         process_index: int = 0,
         process_count: int = 1,
+        rows: Sequence[int] | None = None,
         workdir: str | os.PathLike | None = None,
     ):
-        super().__init__(config, process_index, process_count, workdir)
+        super().__init__(config, process_index, process_count, workdir, rows)
         if config.image_rows:
             raise ConfigError("image_fraction must be 0 for clips; image rows exist in latents data sets only.")
         if "clip" not in self.manifest.shapes:
@@ -250,7 +259,8 @@ class LatentLoader(_Loader):
         text` embedded, if the data set has any.
       class_names: the labels of the records in order; empty for no classes.
       low_resolution: whether batches hold the latents of the same clips and stills at lower resolution.
-      process_index, process_count: which contiguous part of every global batch is this process's.
+      process_index, process_count: of the job.
+      rows: of every global batch, which are this process's; by default its contiguous part.
       workdir: where bad records are listed (see `walt.data.faults`); nowhere if None.
 
     Raises:
@@ -268,9 +278,10 @@ class LatentLoader(_Loader):
         low_resolution: bool = False,
         process_index: int = 0,
         process_count: int = 1,
+        rows: Sequence[int] | None = None,
         workdir: str | os.PathLike | None = None,
     ):
-        super().__init__(config, process_index, process_count, workdir)
+        super().__init__(config, process_index, process_count, workdir, rows)
         shapes = self.manifest.shapes
         if "video" not in shapes:
             raise records.DatasetError(
@@ -301,7 +312,7 @@ class LatentLoader(_Loader):
     def _assemble(self, step: int, faults: list[Fault]) -> Batch:
         ids = self.example_ids(step)
         rows, (frames, length) = len(ids), (self._video_shape[0], self.config.caption_length)
-        is_image = self._order.is_image[self._rows.start : self._rows.stop]
+        is_image = self._order.is_image[list(self._rows)]
         latents = np.empty((rows, *self._video_shape), np.float32)
         small = np.empty((rows, *self.manifest.shapes["low_video"]) if self._low_resolution else 0, np.float32)
         used, texts, embedded, classes = ids >= 0, [], [], np.zeros((rows, frames), np.int32)

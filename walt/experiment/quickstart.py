@@ -194,7 +194,7 @@ def _train_stage1(config: QuickstartConfig, start: Bundle | None, output: Path, 
             init_from=InitRules(config.autoencoder),
         )
 
-    task, loader = autoencoder_task(experiment), clip_loader(experiment.data)
+    task, loader = autoencoder_task(experiment), clip_loader(experiment)
     steps = progress.decide(
         "autoencoder_steps",
         lambda: steps_for_budget(task, loader, experiment.training, config.autoencoder_seconds),

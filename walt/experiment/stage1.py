@@ -16,10 +16,10 @@ from walt.autoencoder.perceptual import PerceptualDistance
 from walt.autoencoder.task import CRITIC, GENERATOR, AutoencoderTask, latent_statistics
 from walt.config import ConfigError, to_config_dict
 from walt.data.bar import progress_bar
-from walt.data.config import LoaderConfig
 from walt.data.loader import ClipLoader
 from walt.data.records import read_manifest
 from walt.experiment.config import RUN_KEYS, AutoencoderExperiment, resolved
+from walt.experiment.hosts import share_of_host
 from walt.experiment.provenance import record_environment
 from walt.experiment.weights import initial_weights
 from walt.generation.sources import open_bundle
@@ -44,7 +44,7 @@ def train_autoencoder(
     """
     task, frozen = autoencoder_task(experiment), experiment.loss.freeze_encoder
     context = experiment.training.mesh.resolve(len(devices or jax.devices()))["context"]
-    check_rows(experiment.autoencoder, clip_loader(experiment.data).manifest.shapes["clip"][1], context)
+    check_rows(experiment.autoencoder, read_manifest(experiment.data.path).shapes["clip"][1], context)
     initial = Initial()
     if experiment.init_from is not None and latest_step(workdir) is None:  # before anything is written
         params = initial_weights(experiment.init_from, {"autoencoder": task.model.abstract_params})["autoencoder"]
@@ -64,7 +64,7 @@ def train_autoencoder(
         statistics = latent_statistics(task.model, state.averaged_params()[GENERATOR], clips)
         return dataclasses.replace(state, extra={**state.extra, **statistics})
 
-    loader = clip_loader(experiment.data, workdir)
+    loader = clip_loader(experiment, workdir=workdir)
     warn_of_range(loader.batch(0)["video"])
     return train(
         task,
@@ -93,7 +93,7 @@ def check_rows(config: AutoencoderConfig, height: int, devices: int) -> None:
 
 def autoencoder_task(experiment: AutoencoderExperiment) -> AutoencoderTask:
     """The task, for the clips of the experiment's data set. Raises `ConfigError` if they have not the size of `clip_size`."""
-    frames, height, width, _ = clip_loader(experiment.data).manifest.shapes["clip"]
+    frames, height, width, _ = read_manifest(experiment.data.path).shapes["clip"]
     if experiment.clip_size not in (None, (frames, height, width)):
         wanted = "x".join(map(str, experiment.clip_size or ()))
         raise ConfigError(
@@ -110,16 +110,19 @@ def task_for(experiment: AutoencoderExperiment, clip_size: tuple[int, int, int])
     return AutoencoderTask(experiment.autoencoder, experiment.loss, clip_size, perceptual)
 
 
-def clip_loader(config: LoaderConfig, workdir: epath.PathLike | None = None) -> ClipLoader:
-    """This process's loader of clips, which lists bad records in `workdir`."""
-    return ClipLoader(config, process_index=jax.process_index(), process_count=jax.process_count(), workdir=workdir)
+def clip_loader(
+    experiment: AutoencoderExperiment, split: str | None = None, workdir: epath.PathLike | None = None
+) -> ClipLoader:
+    """This process's loader of clips (by default of the split to train on), which lists bad records in `workdir`."""
+    config = experiment.data if split is None else dataclasses.replace(experiment.data, split=split)
+    return ClipLoader(config, **share_of_host(experiment), workdir=workdir)
 
 
 def _evaluators(task: AutoencoderTask, experiment: AutoencoderExperiment) -> list[Evaluator]:
     """Reconstruction of held-out clips, if the data set has any, and a watch on the critic, if there is one."""
     evaluators: list[Evaluator] = []
     if "heldout" in read_manifest(experiment.data.path).splits:
-        heldout = clip_loader(dataclasses.replace(experiment.data, split="heldout"))
+        heldout = clip_loader(experiment, "heldout")
         evaluators.append(HeldOut(task, heldout, experiment.heldout_every, num_batches=16))
     if experiment.loss.adversarial is not None:
         evaluators.append(CriticWatch(experiment.training.log_every))

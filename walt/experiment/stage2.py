@@ -18,6 +18,7 @@ from walt.data.loader import LatentLoader
 from walt.data.records import DatasetError, RecordSource, read_manifest
 from walt.diffusion.task import TEXT_ENCODER, DiffusionTask
 from walt.experiment.config import RUN_KEYS, DiffusionExperiment, resolved
+from walt.experiment.hosts import share_of_host
 from walt.experiment.provenance import record_environment
 from walt.experiment.weights import check_same_tokens, initial_weights
 from walt.generation.bundle import TOKENIZER, Bundle, BundleError, Component, encoder_checksum, text_checksum
@@ -248,8 +249,7 @@ def latent_loader(
         tokenizer,
         classes,
         low_resolution=experiment.transformer.low_resolution is not None,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        **share_of_host(experiment),
         workdir=workdir,
     )
 

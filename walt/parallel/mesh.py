@@ -58,36 +58,54 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_processes(mesh: Mesh) -> None:
-    """`ConfigError` unless every process holds the devices of its own contiguous share of the rows of a batch."""
-    shards, processes = batch_shards(mesh), jax.process_count()
+def shards_of_process(mesh: Mesh) -> list[int]:
+    """Which of the parts of a batch the devices of this process hold; on a pod they are neighbours on the chips' network, and seldom in this order."""
+    shards = batch_shards(mesh)
     places = batch_sharding(mesh).addressable_devices_indices_map((shards,))
-    held = sorted({index[0].indices(shards)[0] for index in places.values() if index is not None})
-    first = jax.process_index() * shards // processes
-    if shards % processes or held != list(range(first, first + shards // processes)):
+    return sorted({index[0].indices(shards)[0] for index in places.values() if index is not None})
+
+
+def rows_of_process(batch_size: int, mesh: Mesh) -> tuple[int, ...]:
+    """Which rows of a batch this process loads: those that its devices hold. `ConfigError` if rows do not divide over the mesh."""
+    shards = batch_shards(mesh)
+    if batch_size % shards:
         raise ConfigError(
-            f"a batch is divided into {shards} parts (mesh {dict(mesh.shape)}), of which process {jax.process_index()} of "
-            f"{processes} holds {held}: each must hold as many, in order; make slice x data x fsdp a multiple of the "
-            "number of processes"
+            f"data.batch_size is {batch_size}, which does not divide over {shards} devices: make it a multiple of {shards}"
         )
+    each = batch_size // shards
+    return tuple(row for shard in shards_of_process(mesh) for row in range(shard * each, (shard + 1) * each))
+
+
+def count_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> int:
+    """Rows of the global batch of which these are a process's."""
+    return len(next(iter(batch.values()))) * batch_shards(mesh) // len(shards_of_process(mesh))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Global arrays from the rows of this process; returns at once, the transfer goes on in the background.
+    """Global arrays from the rows of this process (`rows_of_process`); returns at once, the transfer goes on in the background.
 
     With one process the rows are the whole batch. `ConfigError` if they do not divide evenly over the devices.
     """
-    sharding = batch_sharding(mesh)
-    shards, processes = batch_shards(mesh), jax.process_count()
+    sharding, shards, held = batch_sharding(mesh), batch_shards(mesh), shards_of_process(mesh)
     for name, rows in batch.items():
-        if len(rows) * processes % shards:
+        if len(rows) % len(held):
             raise ConfigError(
-                f"batch entry {name!r} has {len(rows) * processes} rows, which do not divide over {shards} devices: "
+                f"batch entry {name!r} has {len(rows) * shards // len(held)} rows, which do not divide over {shards} devices: "
                 f"make the batch size a multiple of {shards}"
             )
-    if processes == 1:
+    if jax.process_count() == 1:
         return {name: jax.device_put(rows, sharding) for name, rows in batch.items()}
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+    def placed(rows: np.ndarray) -> jax.Array:
+        each, shape = len(rows) // len(held), (len(rows) // len(held) * shards, *rows.shape[1:])
+
+        def part(index: Any) -> np.ndarray:
+            first = held.index(index[0].indices(shape[0])[0] // each) * each
+            return rows[first : first + each]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: placed(np.asarray(rows)) for name, rows in batch.items()}
 
 
 def put(values: Any, shardings: Any) -> Any:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from walt.config import ConfigError
-from walt.parallel.mesh import batch_shards, check_processes, make_mesh, put_batch
+from walt.parallel.mesh import batch_shards, count_rows, make_mesh, put_batch
 from walt.parallel.processes import failing_together
 from walt.parallel.rules import ParameterAxes
 from walt.training.checkpoint import Checkpoints, Clock, check_config, check_folder, latest_step, recover
@@ -132,7 +132,7 @@ def train(
             profiler.at(step)
             state, metrics = run(state, put_batch(rows, mesh), learning_rate(step))
             step += 1
-            meter.add(step, _count_rows(rows), metrics)
+            meter.add(step, count_rows(rows, mesh), metrics)
 
 
 def _check_workdir(
@@ -166,8 +166,6 @@ def _check_mesh(mesh: Mesh, divides: Collection[str]) -> None:
             raise ConfigError(
                 f"mesh.{axis} is {mesh.shape[axis]}, but nothing of this model is divided along it; set it to 1"
             )
-    if mesh.size >= jax.process_count() > 1:
-        check_processes(mesh)
 
 
 def _due(evaluators: Sequence[Evaluator], step: int, config: TrainingConfig) -> list[Evaluator]:
@@ -223,15 +221,10 @@ def _check_batch(rows: Batch, task: Task, config: TrainingConfig, mesh: Mesh) ->
                 f"batch entry {name!r} has rows of shape {found.shape[1:]} and dtype {found.dtype}; "
                 f"the task expects {spec.shape} and {spec.dtype}"
             )
-    size, parts = _count_rows(rows), config.accumulation * batch_shards(mesh)
+    size, parts = count_rows(rows, mesh), config.accumulation * batch_shards(mesh)
     if size % parts:
         raise ConfigError(
             f"a batch of {size} rows does not divide into accumulation={config.accumulation} parts "
             f"on {batch_shards(mesh)} devices: make the batch size a multiple of {parts}"
         )
     logging.info("training on %d devices, batches of %d rows", mesh.size, size)
-
-
-def _count_rows(rows: Batch) -> int:
-    """Rows of the global batch."""
-    return len(next(iter(rows.values()))) * jax.process_count()
