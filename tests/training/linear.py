@@ -9,7 +9,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,10 @@ import numpy as np
 
 from walt.config import to_config_dict
 from walt.parallel import initialize
+from walt.training import checksums
 from walt.training.config import OptimizerConfig, TrainingConfig
 from walt.training.loop import train
+from walt.training.preemption import watching
 from walt.training.task import RowCost
 
 FEATURES, OUTPUTS = 8, 16
@@ -115,8 +119,71 @@ def run(workdir, config=None, task=None, loader=None, **arguments):
     return train(task or LinearTask(), loader or LinearLoader(), config, workdir, **arguments)
 
 
-if __name__ == "__main__":
+class Slow:
+    """Parts of a run that take as long as they are told to, and leave a file beside the work directory when they begin."""
+
+    def __init__(self, workdir, seconds):
+        self.workdir, self.seconds = workdir, seconds
+
+    def at(self, place):
+        if place in self.seconds:
+            Path(f"{self.workdir}.{place}.{jax.process_index()}").touch()
+            time.sleep(self.seconds[place])
+
+    def task(self):
+        slow = self
+
+        class Task(LinearTask):
+            def gradients(self, state, batch, key):
+                slow.at("compile")
+                return super().gradients(state, batch, key)
+
+        return Task()
+
+    def finish(self, state):
+        self.at("finish")
+        return state
+
+    def evaluate(self, state, step):
+        self.at("evaluate")
+        return {}
+
+    def seal(self, write=checksums.write):
+        def slowly(folder, items):
+            if not folder.name.startswith("0"):
+                self.at("save")
+            write(folder, items)
+
+        checksums.write = slowly
+
+
+@dataclass
+class SlowEvaluator:
+    evaluate: Callable
+    every: int = 10
+    name: str = "slow"
+
+    def __call__(self, state, step):
+        return self.evaluate(state, step)
+
+
+def main(workdir, settings, failure=""):
     initialize(heartbeat_timeout=10)
-    settings, failure = json.loads(sys.argv[2]), "".join(sys.argv[3:])
+    slow = Slow(workdir, settings.pop("slow", {}))
+    slow.seal()
     loader = LinearLoader(seconds=settings.pop("seconds_per_batch", 0.0), failure=failure)
-    run(sys.argv[1], make_config(**settings), loader=loader, devices=jax.devices())
+    evaluators = [SlowEvaluator(slow.evaluate)] if "evaluate" in slow.seconds else []
+    run(
+        workdir,
+        make_config(**settings),
+        task=slow.task(),
+        loader=loader,
+        devices=jax.devices(),
+        evaluators=evaluators,
+        on_finish=slow.finish if "finish" in slow.seconds else None,
+    )
+
+
+if __name__ == "__main__":
+    with watching():
+        main(sys.argv[1], json.loads(sys.argv[2]), *sys.argv[3:])

@@ -40,7 +40,8 @@ class MetricLog:
         self._path = epath.Path(workdir) / FILE
         self._writes, self._step = jax.process_index() == 0, step
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
-        self._seen = {(record["step"], name) for record in kept for name in record}  # on every host: all must agree
+        # On every host: all must agree.
+        self._seen = {(record["step"], name): value for record in kept for name, value in record.items()}
         if not self._writes:
             return
         text = "".join(json.dumps(record) + "\n" for record in kept)
@@ -61,9 +62,14 @@ class MetricLog:
         """Whether a metric whose name starts with `prefix` is logged for that step."""
         return any(at == step and name.startswith(prefix) for at, name in self._seen)
 
+    def value(self, step: int, name: str) -> float | None:
+        """What was logged under that name for that step, unless it is no finite number."""
+        value = self._seen.get((step, name))
+        return value if value is not None and math.isfinite(value) else None
+
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Log floats, and uint8 arrays [N,T,H,W,3] as videos (TensorBoard only)."""
-        self._seen |= {(step, name) for name in metrics}
+        self._seen |= {(step, name): float(value) if np.ndim(value) == 0 else None for name, value in metrics.items()}
         if not self._writes:
             return
         videos = {name: value for name, value in metrics.items() if np.ndim(value) == 5}
