@@ -16,12 +16,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from walt.config import to_config_dict
 from walt.parallel import initialize
 from walt.training import checksums
-from walt.training.config import OptimizerConfig, TrainingConfig
+from walt.training.config import AnomalyConfig, OptimizerConfig, SavingConfig, TrainingConfig, WatchdogConfig
+from walt.training.folder import latest_step
 from walt.training.loop import train
+from walt.training.metrics import read_metrics
 from walt.training.preemption import watching
 from walt.training.task import RowCost
 
@@ -33,7 +36,8 @@ class LinearTask:
     groups: tuple[str, ...] = ("model",)
     noise: float = 0.1
     bad_gradients_at: tuple[int, ...] = ()
-    bad_loss_at: int | None = None
+    bad_loss_at: int | tuple[int, ...] | None = None
+    jumps_at: tuple[int, ...] = ()
 
     def init(self, key):
         def group(key):
@@ -58,7 +62,10 @@ class LinearTask:
             bad, last = jnp.isin(state.step, jnp.array(self.bad_gradients_at)), self.groups[-1]
             grads[last] = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads[last])
         if self.bad_loss_at is not None:
-            loss = jnp.where(state.step == self.bad_loss_at, jnp.nan, loss)
+            loss = jnp.where(jnp.isin(state.step, jnp.atleast_1d(jnp.array(self.bad_loss_at))), jnp.nan, loss)
+        if self.jumps_at:
+            factor = jnp.where(jnp.isin(state.step, jnp.array(self.jumps_at)), 1e4, 1.0)
+            loss, grads = factor * loss, jax.tree.map(lambda g: factor * g, grads)
         extra = {"mean_loss": 0.9 * state.extra["mean_loss"] + 0.1 * loss, "count": state.extra["count"] + 1}
         return grads, extra, {"loss": loss}
 
@@ -84,6 +91,7 @@ class LinearLoader:
     seconds: float = 0.0
     asked: list[int] = field(default_factory=list)
     failure: str = ""
+    hang: Callable = lambda step: None
 
     def batches(self, start_step=0):
         truth = np.random.default_rng(0).normal(size=(FEATURES, OUTPUTS)).astype(np.float32)
@@ -91,6 +99,7 @@ class LinearLoader:
         while True:
             time.sleep(self.seconds)
             self.asked.append(step)
+            self.hang(step)
             self.fail(step)
             x = np.random.default_rng((1, step)).normal(size=(self.batch_size, FEATURES)).astype(np.float32)
             batch = {"x": x, "y": x @ truth, "row": np.arange(self.batch_size, dtype=np.int32)}
@@ -98,6 +107,10 @@ class LinearLoader:
             mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
             yield {name: entry[mine] for name, entry in batch.items()}
             step += 1
+
+    def example_ids(self, step):
+        rows = self.batch_size // jax.process_count()
+        return np.arange(rows)[:, None] + step * self.batch_size + jax.process_index() * rows
 
     def fail(self, step):
         if self.failure == f"raise:{step}":
@@ -110,6 +123,26 @@ def make_config(**changes):
     optimizer = OptimizerConfig(**({"learning_rate": 0.05, "warmup_steps": 2} | changes.pop("optimizer", {})))
     defaults = dict(num_steps=20, log_every=4, checkpoint_every=10, ema_decay=0.9, optimizer=optimizer)
     return TrainingConfig(**(defaults | changes))
+
+
+def without_times(records):
+    return [{k: v for k, v in r.items() if k != "time" and not k.endswith(("seconds", "_per_second"))} for r in records]
+
+
+def assert_same_runs(ours, theirs):
+    """The latest checkpoints, to the bit, and the metrics."""
+    for a, b in zip(jax.tree.leaves(everything(ours)), jax.tree.leaves(everything(theirs)), strict=True):
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert without_times(read_metrics(ours)) == without_times(read_metrics(theirs))
+
+
+def everything(workdir):
+    """All arrays of the latest checkpoint, those of the optimiser too."""
+    folder = Path(workdir).resolve() / "checkpoints" / str(latest_step(workdir))
+    with ocp.StandardCheckpointer() as checkpointer:
+        return [checkpointer.restore(folder / item) for item in ("weights", "training")]
 
 
 def run(workdir, config=None, task=None, loader=None, **arguments):
@@ -171,7 +204,10 @@ def main(workdir, settings, failure=""):
     initialize(heartbeat_timeout=10)
     slow = Slow(workdir, settings.pop("slow", {}))
     slow.seal()
-    loader = LinearLoader(seconds=settings.pop("seconds_per_batch", 0.0), failure=failure)
+    loader = LinearLoader(settings.pop("batch_size", 16), settings.pop("seconds_per_batch", 0.0), failure=failure)
+    loader.hang = lambda step: slow.at("data") if step == 20 else None
+    sections = {"watchdog": WatchdogConfig, "saving": SavingConfig, "anomalies": AnomalyConfig}
+    settings |= {name: kind(**settings[name]) for name, kind in sections.items() if name in settings}
     evaluators = [SlowEvaluator(slow.evaluate)] if "evaluate" in slow.seconds else []
     run(
         workdir,

@@ -29,10 +29,6 @@ def assert_equal(left, right):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def without_times(records):
-    return [{k: v for k, v in r.items() if k != "time" and not k.endswith(("seconds", "_per_second"))} for r in records]
-
-
 def files(workdir):
     return {path: path.read_bytes() for path in Path(workdir).rglob("*") if path.is_file()}
 
@@ -91,7 +87,7 @@ def test_resuming_is_exact(tmp_path):
     resumed = linear.run(tmp_path / "resumed", config, loader=loader, evaluators=[Counting()])
     assert loader.asked == list(range(21, 33))
     assert_equal(straight, resumed)
-    expected, found = (without_times(read_metrics(tmp_path / name)) for name in ("straight", "resumed"))
+    expected, found = (linear.without_times(read_metrics(tmp_path / name)) for name in ("straight", "resumed"))
     assert expected == found
     assert [record["step"] for record in found if "loss" in record] == [4, 8, 12, 16, 20, 24, 28, 32, 33]
 

@@ -148,7 +148,7 @@ class _Run:
             skipped = SkippedBatches(workdir, getattr(self.loader, "example_ids", None))
             judge = Judge(config, clock, skipped)
             watchdog = stack.enter_context(Watchdog(workdir, config.watchdog, step))
-            counts = lambda: _counts(self.loader, skipped, checkpoints)  # noqa: E731
+            counts = lambda at: _counts(self.loader, len([n for n in skipped.steps if n < at]), checkpoints)  # noqa: E731
             meter = stack.enter_context(
                 contextlib.closing(Meter(log, clock, step, config, self.task.row_cost(), judge, watchdog, counts))
             )
@@ -290,9 +290,9 @@ def _evaluate(
             log.write(step, {f"{evaluator.name}/{name}": value for name, value in found.items()})
 
 
-def _counts(loader: Loader, skipped: SkippedBatches, checkpoints: Checkpoints) -> dict[str, float]:
+def _counts(loader: Loader, skipped: int, checkpoints: Checkpoints) -> dict[str, float]:
     """What the loader has counted, and what else went wrong, if anything has."""
-    wrong = {"skipped_batches": float(len(skipped.steps)), "failed_saves": float(checkpoints.failed)}
+    wrong = {"skipped_batches": float(skipped), "failed_saves": float(checkpoints.failed)}
     return {**getattr(loader, "counts", {}), **{name: count for name, count in wrong.items() if count}}
 
 

@@ -27,7 +27,7 @@ class Meter:
     """Means over the steps since the last line, rates, and a progress bar; lets the judge and the watchdog know of every step.
 
     A line holds means of the task's metrics over its `log_every` steps, the rates of those steps with the time for
-    checkpoints and evaluation taken out, and the `counts` of that moment.
+    checkpoints and evaluation taken out, and the `counts` at that step.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Meter:
         cost: RowCost,
         judge: Judge,
         watchdog: Watchdog,
-        counts: Callable[[], Mapping[str, float]] = dict,
+        counts: Callable[[int], Mapping[str, float]],
     ):
         self._log, self._config, self._cost, self._counts = log, config, cost, counts
         self._judge, self._watchdog = judge, watchdog
@@ -121,7 +121,7 @@ class Meter:
             "eta_seconds": (self._config.num_steps - step) / per_second,
             "seconds": self._seconds_before + now - self._started,
         }
-        self._log.write(step, {**means, **rates, **self._counts()})
+        self._log.write(step, {**means, **rates, **self._counts(step)})
         self._bar.set_postfix(loss=f"{means.get('loss', math.nan):.4g}", refresh=False)
         self._sums, self._count, self._unusable = {}, 0, 0
         self._window_started, self._timed_steps = now, 0
