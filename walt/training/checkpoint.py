@@ -91,7 +91,8 @@ class Checkpoints:
             if error is None:
                 self.wait()
         finally:
-            self._manager.close()
+            with contextlib.suppress(Exception):  # it says once more what went wrong with the last save
+                self._manager.close()
 
     def save(self, state: TrainState, step: int, clock: Clock, config: ConfigDict, *, wait: bool = False) -> None:
         """Save in the background (or before returning, with `wait`); raises what an earlier save in the background met.
@@ -175,9 +176,10 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> CheckpointError:
         full = "the disk is full: " if is_disk_full(error) else ""
+        cause = str(error).split(" [tensorstore_spec=")[0]
         last = latest_step(self._workdir)
         good = "" if last is None else f"; the last good one is of step {last}"
-        return CheckpointError(f"a checkpoint in {self.directory} could not be written: {full}{error}{good}")
+        return CheckpointError(f"a checkpoint in {self.directory} could not be written: {full}{cause}{good}")
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Clock]:
         """The latest state, placed on the devices that `abstract` names: any mesh, not only that of the run which saved
