@@ -16,15 +16,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from walt.config import to_config_dict
 from walt.parallel import initialize
 from walt.training import checksums
 from walt.training.config import AnomalyConfig, OptimizerConfig, SavingConfig, TrainingConfig, WatchdogConfig
-from walt.training.folder import latest_step
 from walt.training.loop import train
-from walt.training.metrics import read_metrics
 from walt.training.preemption import watching
 from walt.training.task import RowCost
 
@@ -123,26 +120,6 @@ def make_config(**changes):
     optimizer = OptimizerConfig(**({"learning_rate": 0.05, "warmup_steps": 2} | changes.pop("optimizer", {})))
     defaults = dict(num_steps=20, log_every=4, checkpoint_every=10, ema_decay=0.9, optimizer=optimizer)
     return TrainingConfig(**(defaults | changes))
-
-
-def without_times(records):
-    return [{k: v for k, v in r.items() if k != "time" and not k.endswith(("seconds", "_per_second"))} for r in records]
-
-
-def assert_same_runs(ours, theirs):
-    """The latest checkpoints, to the bit, and the metrics."""
-    for a, b in zip(jax.tree.leaves(everything(ours)), jax.tree.leaves(everything(theirs)), strict=True):
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    assert without_times(read_metrics(ours)) == without_times(read_metrics(theirs))
-
-
-def everything(workdir):
-    """All arrays of the latest checkpoint, those of the optimiser too."""
-    folder = Path(workdir).resolve() / "checkpoints" / str(latest_step(workdir))
-    with ocp.StandardCheckpointer() as checkpointer:
-        return [checkpointer.restore(folder / item) for item in ("weights", "training")]
 
 
 def run(workdir, config=None, task=None, loader=None, **arguments):

@@ -13,6 +13,7 @@ import jobs
 import linear
 import numpy as np
 import pytest
+import runs
 from orbax.checkpoint._src.path import atomicity
 
 from walt.config import ConfigError
@@ -68,7 +69,7 @@ def test_a_run_killed_at_random_times_ends_as_if_nothing_had_happened(tmp_path):
         kills += 1
     assert kills >= 3
     linear.run(tmp_path / "straight", linear.make_config(**settings))
-    linear.assert_same_runs(tmp_path / "run", tmp_path / "straight")
+    runs.assert_same_runs(tmp_path / "run", tmp_path / "straight")
 
 
 def test_what_a_run_killed_inside_a_save_leaves_is_cleaned_and_never_loaded(tmp_path):
@@ -82,7 +83,7 @@ def test_what_a_run_killed_inside_a_save_leaves_is_cleaned_and_never_loaded(tmp_
     linear.run(workdir, linear.make_config(**settings))
     assert not half.exists() and steps(workdir) == [10, 20, 24]
     linear.run(tmp_path / "straight", linear.make_config(**settings))
-    linear.assert_same_runs(workdir, tmp_path / "straight")
+    runs.assert_same_runs(workdir, tmp_path / "straight")
 
 
 def flip(file):
