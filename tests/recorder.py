@@ -3,13 +3,15 @@
     python tests/recorder.py RECORD --config=... --workdir=...
 
 RECORD.<process>.jsonl gets a line [step, first row, ids] for every batch that is drawn, with the ids of those that took the place of bad
-records. While RECORD.unreadable is there, every read of a shard fails; while RECORD.full is there, every checkpoint meets a full disk.
+records; drawing takes RECORDER_SECONDS. While RECORD.unreadable is there, every read of a shard fails; while RECORD.full is there, every
+checkpoint meets a full disk.
 """
 
 import errno
 import json
 import os
 import sys
+import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +20,8 @@ from orbax.checkpoint._src.path import atomicity
 
 from walt import command, train
 from walt.data import loader, records
+
+SECONDS = float(os.environ.get("RECORDER_SECONDS", "0"))
 
 
 def main(record, argv):
@@ -39,6 +43,8 @@ def record_batches(record):
             for step, batch in enumerate(drawn, start_step):
                 if self.faults._folder is not None:  # that of training, not of evaluations
                     import jax
+
+                    time.sleep(SECONDS)
 
                     with open(f"{record}.{jax.process_index()}.jsonl", "a") as file:
                         file.write(json.dumps([step, int(batch["row"][0]), used(self, step)]) + "\n")
