@@ -30,7 +30,7 @@ from walt.training.keeping import keeping
 from walt.training.state import TrainState
 from walt.training.task import Tree
 
-CHUNK_BYTES = 2**26  # a process that wants a part of an array reads the chunks that the part lies in
+CHUNK_BYTES = 2**24  # a process that wants a part of an array reads the chunks that the part lies in
 
 
 @dataclass(frozen=True)
