@@ -4,7 +4,8 @@
     walt train --config=t2v/atari:mini --workdir=runs/t2v --config.training.num_steps=100
 
 `--config` is a shipped name or a path to a config file (Python code: use only those you trust), with an optional
-`:variant`; `--config.a.b=value` replaces one value. A workdir that already holds a checkpoint is continued.
+`:variant`; `--config.a.b=value` replaces one value. A workdir that already holds a checkpoint is continued. Told to end (SIGTERM), it
+saves and ends with status 75: the same command goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 import walt.config
 from walt import command
+from walt.training import preemption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Arguments(command.HostArguments):
 
 def main(argv: Sequence[str]) -> None:
     """Trains what the config describes; `argv` is [program, --flag=value, ...]."""
+    with preemption.watching():
+        _train(argv)
+
+
+def _train(argv: Sequence[str]) -> None:
     rest, overrides = command.split_overrides(argv)
     arguments = command.parse(Arguments, rest)
     profile = steps_to_trace(arguments.profile) if arguments.profile else range(0)

@@ -29,7 +29,8 @@ from walt.generation.bundle import BundleError, read_bundle
 from walt.text.hugging_face import ModelFolderError, Source, read_arrays
 from walt.text.t5 import read_t5
 from walt.text.tokenizer import Tokenizer, TokenizerError, read_tokenizer
-from walt.training.checkpoint import CheckpointError, restore_parts, stored_clock, stored_config
+from walt.training.checkpoint import restore_parts, stored_clock, stored_config
+from walt.training.folder import CheckpointError
 from walt.training.metrics import MetricsError, read_metrics
 
 

@@ -13,7 +13,8 @@ from walt import command, convert
 from walt.config import ConfigError, to_config_dict
 from walt.generation import sources
 from walt.generation.bundle import BundleError, read_bundle, write_bundle
-from walt.training.checkpoint import CheckpointError, Checkpoints, Clock
+from walt.training.checkpoint import Checkpoints, Clock
+from walt.training.folder import CheckpointError
 from walt.training.state import TrainState
 
 BALL = "a red ball moves left"

@@ -9,7 +9,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,10 @@ import numpy as np
 
 from walt.config import to_config_dict
 from walt.parallel import initialize
-from walt.training.config import OptimizerConfig, TrainingConfig
+from walt.training import checksums
+from walt.training.config import AnomalyConfig, OptimizerConfig, SavingConfig, TrainingConfig, WatchdogConfig
 from walt.training.loop import train
+from walt.training.preemption import watching
 from walt.training.task import RowCost
 
 FEATURES, OUTPUTS = 8, 16
@@ -29,7 +33,8 @@ class LinearTask:
     groups: tuple[str, ...] = ("model",)
     noise: float = 0.1
     bad_gradients_at: tuple[int, ...] = ()
-    bad_loss_at: int | None = None
+    bad_loss_at: int | tuple[int, ...] | None = None
+    jumps_at: tuple[int, ...] = ()
 
     def init(self, key):
         def group(key):
@@ -54,7 +59,10 @@ class LinearTask:
             bad, last = jnp.isin(state.step, jnp.array(self.bad_gradients_at)), self.groups[-1]
             grads[last] = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads[last])
         if self.bad_loss_at is not None:
-            loss = jnp.where(state.step == self.bad_loss_at, jnp.nan, loss)
+            loss = jnp.where(jnp.isin(state.step, jnp.atleast_1d(jnp.array(self.bad_loss_at))), jnp.nan, loss)
+        if self.jumps_at:
+            factor = jnp.where(jnp.isin(state.step, jnp.array(self.jumps_at)), 1e4, 1.0)
+            loss, grads = factor * loss, jax.tree.map(lambda g: factor * g, grads)
         extra = {"mean_loss": 0.9 * state.extra["mean_loss"] + 0.1 * loss, "count": state.extra["count"] + 1}
         return grads, extra, {"loss": loss}
 
@@ -80,6 +88,7 @@ class LinearLoader:
     seconds: float = 0.0
     asked: list[int] = field(default_factory=list)
     failure: str = ""
+    hang: Callable = lambda step: None
 
     def batches(self, start_step=0):
         truth = np.random.default_rng(0).normal(size=(FEATURES, OUTPUTS)).astype(np.float32)
@@ -87,6 +96,7 @@ class LinearLoader:
         while True:
             time.sleep(self.seconds)
             self.asked.append(step)
+            self.hang(step)
             self.fail(step)
             x = np.random.default_rng((1, step)).normal(size=(self.batch_size, FEATURES)).astype(np.float32)
             batch = {"x": x, "y": x @ truth, "row": np.arange(self.batch_size, dtype=np.int32)}
@@ -94,6 +104,10 @@ class LinearLoader:
             mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
             yield {name: entry[mine] for name, entry in batch.items()}
             step += 1
+
+    def example_ids(self, step):
+        rows = self.batch_size // jax.process_count()
+        return np.arange(rows)[:, None] + step * self.batch_size + jax.process_index() * rows
 
     def fail(self, step):
         if self.failure == f"raise:{step}":
@@ -115,8 +129,74 @@ def run(workdir, config=None, task=None, loader=None, **arguments):
     return train(task or LinearTask(), loader or LinearLoader(), config, workdir, **arguments)
 
 
-if __name__ == "__main__":
+class Slow:
+    """Parts of a run that take as long as they are told to, and leave a file beside the work directory when they begin."""
+
+    def __init__(self, workdir, seconds):
+        self.workdir, self.seconds = workdir, seconds
+
+    def at(self, place):
+        if place in self.seconds:
+            Path(f"{self.workdir}.{place}.{jax.process_index()}").touch()
+            time.sleep(self.seconds[place])
+
+    def task(self):
+        slow = self
+
+        class Task(LinearTask):
+            def gradients(self, state, batch, key):
+                slow.at("compile")
+                return super().gradients(state, batch, key)
+
+        return Task()
+
+    def finish(self, state):
+        self.at("finish")
+        return state
+
+    def evaluate(self, state, step):
+        self.at("evaluate")
+        return {}
+
+    def seal(self, write=checksums.write):
+        def slowly(folder, items):
+            if not folder.name.startswith("0"):
+                self.at("save")
+            write(folder, items)
+
+        checksums.write = slowly
+
+
+@dataclass
+class SlowEvaluator:
+    evaluate: Callable
+    every: int = 10
+    name: str = "slow"
+
+    def __call__(self, state, step):
+        return self.evaluate(state, step)
+
+
+def main(workdir, settings, failure=""):
     initialize(heartbeat_timeout=10)
-    settings, failure = json.loads(sys.argv[2]), "".join(sys.argv[3:])
-    loader = LinearLoader(seconds=settings.pop("seconds_per_batch", 0.0), failure=failure)
-    run(sys.argv[1], make_config(**settings), loader=loader, devices=jax.devices())
+    slow = Slow(workdir, settings.pop("slow", {}))
+    slow.seal()
+    loader = LinearLoader(settings.pop("batch_size", 16), settings.pop("seconds_per_batch", 0.0), failure=failure)
+    loader.hang = lambda step: slow.at("data") if step == 20 else None
+    sections = {"watchdog": WatchdogConfig, "saving": SavingConfig, "anomalies": AnomalyConfig}
+    settings |= {name: kind(**settings[name]) for name, kind in sections.items() if name in settings}
+    evaluators = [SlowEvaluator(slow.evaluate)] if "evaluate" in slow.seconds else []
+    run(
+        workdir,
+        make_config(**settings),
+        task=slow.task(),
+        loader=loader,
+        devices=jax.devices(),
+        evaluators=evaluators,
+        on_finish=slow.finish if "finish" in slow.seconds else None,
+    )
+
+
+if __name__ == "__main__":
+    with watching():
+        main(sys.argv[1], json.loads(sys.argv[2]), *sys.argv[3:])

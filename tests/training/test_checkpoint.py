@@ -13,15 +13,8 @@ from orbax.checkpoint._src.path import atomicity
 from walt.config import ConfigError, to_config_dict
 from walt.parallel.config import MeshConfig
 from walt.training import checkpoint
-from walt.training.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    Clock,
-    latest_step,
-    recover,
-    restore_parts,
-    stored_config,
-)
+from walt.training.checkpoint import Checkpoints, Clock, restore_parts, stored_config
+from walt.training.folder import CheckpointError, latest_step, recover
 from walt.training.optimizer import make_optimizer
 from walt.training.state import TrainState
 

@@ -11,10 +11,12 @@ import linear
 import numpy as np
 import pytest
 
+import runs
 from walt.config import ConfigError, to_config_dict
 from walt.parallel.config import MeshConfig
 from walt.training.budget import steps_for_budget
-from walt.training.checkpoint import latest_step, restore_parts
+from walt.training.checkpoint import restore_parts
+from walt.training.folder import latest_step
 from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, Interrupted, NonFiniteError
 from walt.training.metrics import read_metrics
@@ -26,10 +28,6 @@ def assert_equal(left, right):
         if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-def without_times(records):
-    return [{k: v for k, v in r.items() if k != "time" and not k.endswith(("seconds", "_per_second"))} for r in records]
 
 
 def files(workdir):
@@ -90,7 +88,7 @@ def test_resuming_is_exact(tmp_path):
     resumed = linear.run(tmp_path / "resumed", config, loader=loader, evaluators=[Counting()])
     assert loader.asked == list(range(21, 33))
     assert_equal(straight, resumed)
-    expected, found = (without_times(read_metrics(tmp_path / name)) for name in ("straight", "resumed"))
+    expected, found = (runs.without_times(read_metrics(tmp_path / name)) for name in ("straight", "resumed"))
     assert expected == found
     assert [record["step"] for record in found if "loss" in record] == [4, 8, 12, 16, 20, 24, 28, 32, 33]
 
@@ -170,7 +168,7 @@ def test_a_few_skipped_updates_are_survived_but_not_many(tmp_path):
     assert int(state.step) == 20
     assert [record["skipped"] for record in read_metrics(tmp_path / "few")[:3]] == [0.25, 0.25, 0.25]
     config = linear.make_config(max_skipped_steps=2)
-    with pytest.raises(NonFiniteError, match="not finite at step 8 nor at the 2 steps before"):
+    with pytest.raises(NonFiniteError, match="not finite at step 8, and the updates of the 2 steps before"):
         linear.run(tmp_path / "many", config, task=linear.LinearTask(bad_gradients_at=(5, 6, 7, 8)))
 
 
@@ -398,7 +396,7 @@ def test_a_signal_while_the_last_state_is_finished_is_not_forgotten(tmp_path, ca
 
     with pytest.raises(Interrupted) as stopped:
         linear.run(tmp_path, linear.make_config(num_steps=4), on_finish=finish)
-    assert stopped.value.code == 143 and latest_step(tmp_path) == 4
+    assert stopped.value.code == os.EX_TEMPFAIL and latest_step(tmp_path) == 4
     linear.run(tmp_path, linear.make_config(num_steps=4))
     assert "has finished its 4 steps" in "".join(capsys.readouterr())
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from walt.parallel.config import MeshConfig
 from walt.parallel.mesh import make_mesh, replicated
 from walt.planning.program import parse_program
 from walt.planning.topology import parse_topology
-from walt.transformer import attention
+from walt.transformer import attention, window_kernel
 from walt.transformer.attention import attend
 from walt.transformer.window_kernel import Shared, Tokens, attend_in_windows, supports
 from walt.transformer.windows import Windows
@@ -143,7 +144,7 @@ def test_each_device_runs_the_kernel_on_its_rows_windows_and_heads(grid, window,
         4 * windows.number, windows.tokens, (windows.tokens, 16), 64, 4, biased=True, masked=True, identity=False
     )
     rows, cotangent = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), (tokens, cotangent))
-    monkeypatch.setattr(attention, "supports", lambda *_: True)
+    monkeypatch.setattr(attention, "supports", lambda *_, **__: True)
     monkeypatch.setattr(attention, "attend_in_windows", functools.partial(attend_in_windows, interpret=True))
 
     def on_tpu(tokens, shared):
@@ -168,6 +169,19 @@ def test_each_device_runs_the_kernel_on_its_rows_windows_and_heads(grid, window,
 def test_no_kernel_but_for_a_tpu():
     tokens, shared, _ = inputs(2, 16, (16,), 64, 2, biased=False, masked=False, identity=False)
     assert not supports(tokens, shared)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "queries_over", "fits"),
+    [(128, 1, True), (64, 1, True), (16, 1, False), (16, 4, True), (128, 32, False)],
+)
+def test_a_kernel_needs_the_memory_of_a_core_and_whole_tiles(megabytes, queries_over, fits, monkeypatch):
+    monkeypatch.setattr(
+        window_kernel.tpu, "core", lambda: SimpleNamespace(vmem_capacity_bytes=megabytes * 2**20, num_cores=1)
+    )
+    token, vector = jax.ShapeDtypeStruct((4, 5, 256, 1152), jnp.bfloat16), jax.ShapeDtypeStruct((1, 1152), jnp.float32)
+    shared = Shared((vector,) * 3, vector, jax.ShapeDtypeStruct((16, 256, 256), jnp.float32))
+    assert supports(Tokens(token, (token,), (token,)), shared, queries_over=queries_over) == fits
 
 
 @pytest.mark.slow

@@ -52,9 +52,9 @@ class Extractor:
     def __init__(
         self, protocol: Protocol, weights: i3d_weights.Arrays | None = None, mesh: jax.sharding.Mesh | None = None
     ):
-        """With `weights` (default: those of the extra `fvd`) on `mesh` (default: all devices)."""
+        """With `weights` (default: those of the extra `fvd`) on `mesh` (default: all devices of this host, which works alone)."""
         weights = i3d_weights.read() if weights is None else weights
-        self.protocol, self.mesh = protocol, make_mesh(MeshConfig()) if mesh is None else mesh
+        self.protocol, self.mesh = protocol, make_mesh(MeshConfig(), jax.local_devices()) if mesh is None else mesh
         self.checksum = i3d_weights.checksum(weights)
         self.batch_size = PER_DEVICE * batch_shards(self.mesh)
         self._model = Functional(lambda _: I3D())

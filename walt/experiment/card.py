@@ -15,7 +15,8 @@ from walt.experiment.sampling import reconstruct, sample_labels
 from walt.generation.bundle import BundleError
 from walt.generation.pipeline import load
 from walt.generation.sources import open_bundle, shipped_bundles
-from walt.training.checkpoint import CheckpointError, latest_step, stored_config
+from walt.training.checkpoint import stored_config
+from walt.training.folder import CheckpointError, latest_step
 from walt.training.metrics import read_metrics
 
 SEEDS = 8

@@ -23,7 +23,7 @@ from walt.experiment.hosts import share_of_host
 from walt.experiment.provenance import record_environment
 from walt.experiment.weights import initial_weights
 from walt.generation.sources import open_bundle
-from walt.training.checkpoint import latest_step
+from walt.training.folder import latest_step
 from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, train
 from walt.training.state import TrainState

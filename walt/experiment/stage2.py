@@ -27,7 +27,8 @@ from walt.generation.sources import open_autoencoder, open_text_encoder, whole_p
 from walt.parallel.mesh import mesh_of
 from walt.text.config import TextEncoderConfig
 from walt.text.tokenizer import Tokenizer, WordPiece, read_tokenizer
-from walt.training.checkpoint import check_config, latest_step
+from walt.training.checkpoint import check_config
+from walt.training.folder import latest_step
 from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, train
 from walt.training.state import TrainState

@@ -1,4 +1,4 @@
-"""Several processes as one job: they find each other, and when one fails, all of them end.
+"""Several processes as one job: they find each other, agree on where to stop, and when one fails, all of them end.
 
 A TPU pod runs one process per host, all with the same command. What divides the work among them is the mesh; this file only joins them,
 watches over them and says what became of those that are gone.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import datetime
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,10 +23,13 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
+from jax.experimental import multihost_utils
 
 from walt.config import ConfigError
 
 FAILURE = "walt/failure"  # the reason of the first process that failed, in the coordinator's store of keys and values
+ENDED = "walt/ended"  # the exit status that all processes end with at once, and who says so
+NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # where JAX's preemption service looks for a time of death; it knows no other way in but SIGTERM
 END = "walt/end"
 POLL_SECONDS = 1.0
 LONGEST_WAIT = 7 * 24 * 3600  # for a process that still works; one that is gone is noticed by its heartbeats
@@ -93,6 +98,7 @@ def initialize(
             raise ConfigError(
                 f"{name} could not join the others{f' at {address}' if address else ''}: {error}"
             ) from error
+    _give_back_signals()
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
     if jax.process_count() > 1:
         _watch()
@@ -121,7 +127,39 @@ def report(reason: str) -> str:
         return reason
     with contextlib.suppress(Exception):  # another one was first, or the coordinator is gone
         _job.client.key_value_set(FAILURE, _line(_job, reason))
-    return _failure(_job) or _line(_job, reason)
+    return _said(_job, FAILURE) or _line(_job, reason)
+
+
+def is_job() -> bool:
+    """Whether this process has joined others."""
+    return _job is not None
+
+
+def request_stop() -> None:
+    """All processes shall agree on a step to stop at, which `reached_stop` tells."""
+    assert _job is not None
+    with contextlib.suppress(Exception):  # another one was first, or the coordinator is gone
+        _job.client.key_value_set(NOTICE, datetime.datetime.now(datetime.UTC).isoformat())
+
+
+def reached_stop(step: int) -> bool:
+    """Whether `step` is the one that the processes agreed to stop at. All of them must ask at every step, from the same one on.
+
+    Costs no communication, until somebody has requested it: then a call waits for the latest step that a process has asked about.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def end_all(reason: str, status: int) -> NoReturn:
+    """Ends this process, and all others of its job, with `status` at once."""
+    if _job is None:
+        _say(reason)
+    else:
+        line = f"process {_job.index} of {_job.count}: {reason}"
+        with contextlib.suppress(Exception):  # another one was first, or the coordinator is gone
+            _job.client.key_value_set(ENDED, f"{status} {line}")
+        _say(line)
+    _exit(status)
 
 
 @contextlib.contextmanager
@@ -243,7 +281,12 @@ def _watch() -> None:
 
     def watch() -> None:
         while not ended.wait(POLL_SECONDS):
-            failure = _failure(job)
+            told = _said(job, ENDED)
+            if told is not None:
+                status, _, line = told.partition(" ")
+                _say(line)
+                _exit(int(status))
+            failure = _said(job, FAILURE)
             if failure is None:
                 continue
             if failure.startswith(_line(job, "")):  # our own: the main thread prints it, and ends unless it hangs
@@ -268,10 +311,17 @@ def _watch() -> None:
     atexit.register(end)
 
 
-def _failure(job: _Job) -> str | None:
-    """What the first process that failed said; None if there is none, or if nobody can be asked."""
+def _give_back_signals() -> None:
+    """SIGTERM does again what Python was told that it shall do: JAX's preemption service has taken it for itself."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _said(job: _Job, key: str) -> str | None:
+    """What the first process that had something to say said; None if there is none, or if nobody can be asked."""
     try:
-        return job.client.key_value_try_get(FAILURE)
+        return job.client.key_value_try_get(key)
     except Exception:  # JAX's error for "not found" has no public name
         return None
 

@@ -2,7 +2,7 @@
 
 The position in the data needs no entry of its own: it is the step. Saving goes on in the background while training
 does; a save that fails, fails the run. A checkpoint counts once it is whole; what an interrupted save left behind is
-ignored, with a line that says so. The config is JSON, arrays are Orbax's: nothing here is code.
+cleaned away, with a line that says so. The config is JSON, arrays are Orbax's: nothing here is code.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,48 +23,65 @@ from ml_collections import ConfigDict
 
 from walt.config import ConfigError, diff, from_json, to_json
 from walt.parallel.rules import path_name
+from walt.training import checksums
+from walt.training.config import SavingConfig
+from walt.training.folder import FOLDER, ITEMS, REPLACED, CheckpointError, latest_step, reading, remove_unsaved, scan
+from walt.training.keeping import keeping
 from walt.training.state import TrainState
 from walt.training.task import Tree
 
-FOLDER = "checkpoints"
-ITEMS = ("weights", "training", "config", "clock")
-COMMITTED = "commit_success.txt"
-ORBAX_MARKS = (COMMITTED, "_CHECKPOINT_METADATA")
-REPLACED, INCOMPLETE = ".replaced", ".incomplete"
-LEFTOVER = re.compile(r"\d+(\.replaced|\.incomplete|\.orbax-checkpoint-tmp.*)")
-DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
-"""How TensorStore begins an error about bytes that are not what was written."""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message names it."""
+CHUNK_BYTES = 2**24  # a process that wants a part of an array reads the chunks that the part lies in
 
 
 @dataclass(frozen=True)
 class Clock:
     """The state of the metrics: `seconds` trained so far, and the sums since the last line of the log, so that a
-    resumed run writes the same lines.
+    resumed run writes the same lines; `losses` are the last ones, by step, where spikes are looked for.
     """
 
     seconds: float = 0.0
     window: dict[str, float] = field(default_factory=dict)
     window_steps: int = 0
+    window_skipped: int = 0
     skipped_in_a_row: int = 0
     finished: bool = False
+    losses: list[list[float]] = field(default_factory=list)
 
 
 class Checkpoints:
     """The checkpoints of one work directory, for one training run. Use as a context manager: leaving it waits for the
     last save.
+
+    Args:
+      keep: how many of the last ones stay.
+      saving: which others do, and what a full disk means.
+      metric: what `saving.best_metric` was at a step, None if it was not measured.
+
+    Attributes:
+      latest: the step of the latest one, once it is whole.
+      failed: how many could not be written for want of space.
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        keep: int,
+        saving: SavingConfig = SavingConfig(),  # noqa: B008
+        metric: Callable[[int], float | None] = lambda step: None,
+    ):
         self.directory = epath.Path(workdir).resolve() / FOLDER
-        self.latest = latest_step(workdir)
-        policy = ocp.checkpoint_managers.preservation_policy.LatestN(keep)
-        self._manager = ocp.CheckpointManager(
-            self.directory, item_names=ITEMS, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
+        self.latest, self.failed = latest_step(workdir), 0
+        self._workdir, self._saved = workdir, self.latest
+        self._goes_on = saving.disk_full == "go_on" and jax.process_count() == 1
+        self._policy = keeping(keep, saving, metric)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
+        return ocp.CheckpointManager(self.directory, item_names=ITEMS, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -75,57 +91,95 @@ class Checkpoints:
             if error is None:
                 self.wait()
         finally:
-            self._manager.close()
+            with contextlib.suppress(Exception):  # it says once more what went wrong with the last save
+                self._manager.close()
 
     def save(self, state: TrainState, step: int, clock: Clock, config: ConfigDict, *, wait: bool = False) -> None:
         """Save in the background (or before returning, with `wait`); raises what an earlier save in the background met.
 
         A checkpoint of the same step is replaced: it is removed only after the new one is whole.
         """
-        self.check()
+        self.wait()
         replaced = None
         if step == self.latest:
-            self.wait()
             replaced = self.directory / f"{step}{REPLACED}"
             if jax.process_index() == 0:
                 (self.directory / str(step)).rename(replaced)
             multihost_utils.sync_global_devices("replacing a checkpoint")
             self._manager.reload()
+        weights = {"params": state.params, "ema": state.ema, "extra": state.extra}
+        training = {"step": state.step, "opt": state.opt, "key": state.key}
         arguments = ocp.args.Composite(
-            weights=ocp.args.StandardSave({"params": state.params, "ema": state.ema, "extra": state.extra}),
-            training=ocp.args.StandardSave({"step": state.step, "opt": state.opt, "key": state.key}),
+            weights=ocp.args.StandardSave(weights, _in_chunks(weights)),
+            training=ocp.args.StandardSave(training, _in_chunks(training)),
             config=ocp.args.JsonSave(json.loads(to_json(config))),
             clock=ocp.args.JsonSave(vars(clock)),
         )
-        try:
-            saved = self._manager.save(step, args=arguments, force=True)
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
-        if not saved:
-            raise CheckpointError(f"checkpoint {self.directory / str(step)} was not written: a later one exists")
-        self.latest = step
+        self._saved = step
+        self._guarded(lambda: self._save(step, arguments))
         if wait or replaced:
-            self.wait()
+            self.finish(step)
         if replaced and jax.process_index() == 0:
             replaced.rmtree()
 
     def check(self) -> None:
         """Raise the error of a save that failed in the background."""
-        try:
-            self._manager.check_for_errors()
-        except Exception as error:  # whatever the background thread met
-            raise self._failed(error) from error
+        self._guarded(self._manager.check_for_errors)
 
     def wait(self) -> None:
         """Until everything is on disk."""
+        self._guarded(self._wait)
+
+    def finish(self, step: int) -> None:
+        """Waits as well, and raises `CheckpointError` if the checkpoint of `step` is not there: of a full disk that was put up with."""
+        self.wait()
+        if self.latest != step:
+            raise self._failed(OSError(f"no space left on device, after {self.failed} attempts"))
+
+    def saving(self) -> bool:
+        """Whether something is being saved."""
+        return self._manager.is_saving_in_progress()
+
+    def hold(self, step: int) -> bool:
+        """Whether the latest checkpoint is that of `step`, and whole."""
+        return not self.saving() and latest_step(self._workdir) == step
+
+    def _save(self, step: int, arguments: ocp.args.Composite) -> None:
+        if not self._manager.save(step, args=arguments, force=True):
+            raise CheckpointError(f"checkpoint {self.directory / str(step)} was not written: a later one exists")
+
+    def _wait(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        self.latest = self._saved
+
+    def _seal(self) -> None:
+        """Called by Orbax in a thread of the first process when all files are there, before a checkpoint gets its mark."""
+        unfinished = list(self.directory.glob(f"{self._saved}.orbax-checkpoint-tmp*"))
+        checksums.write(unfinished[0] if unfinished else self.directory / str(self._saved), ITEMS)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """What goes wrong is a `CheckpointError`; a full disk, if the run goes on all the same, costs one checkpoint."""
         try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._failed(error) from error
-        self.check()
+            action()
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever the background thread met
+            if not (self._goes_on and is_disk_full(error)):
+                raise self._failed(error) from error
+            logging.error("%s; the run goes on, and tries again with the next one", self._failed(error))
+            with contextlib.suppress(Exception):  # the same once more
+                self._manager.close()
+            remove_unsaved(self._workdir)  # room for the next attempt
+            self.failed, self.latest = self.failed + 1, latest_step(self._workdir)
+            self._saved, self._manager = self.latest, self._open()
 
     def _failed(self, error: Exception) -> CheckpointError:
-        return CheckpointError(f"a checkpoint in {self.directory} could not be written: {error}")
+        full = "the disk is full: " if is_disk_full(error) else ""
+        cause = str(error).split(" [tensorstore_spec=")[0]
+        last = latest_step(self._workdir)
+        good = "" if last is None else f"; the last good one is of step {last}"
+        return CheckpointError(f"a checkpoint in {self.directory} could not be written: {full}{cause}{good}")
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Clock]:
         """The latest state, placed on the devices that `abstract` names: any mesh, not only that of the run which saved
@@ -139,12 +193,13 @@ class Checkpoints:
             "weights": {"params": abstract.params, "ema": abstract.ema, "extra": abstract.extra},
             "training": {"step": abstract.step, "opt": abstract.opt, "key": abstract.key},
         }
-        with _reading(folder):
+        with reading(folder):
+            checksums.verify(folder, ITEMS, jax.process_index(), jax.process_count())
             stored = {item: _stored_tree(folder / item) for item in wanted}
         _check_same_arrays(folder, stored, wanted)
         # Orbax wants the structure that it stored, down to containers without arrays; the names alone decide what is what.
         arguments = {item: ocp.args.StandardRestore(_arranged(wanted[item], stored[item])) for item in wanted}
-        with _reading(folder):
+        with reading(folder):
             restored = self._manager.restore(
                 self.latest, args=ocp.args.Composite(**arguments, clock=ocp.args.JsonRestore())
             )
@@ -153,69 +208,17 @@ class Checkpoints:
         return TrainState(**values["weights"], **values["training"]), clock
 
 
-def check_folder(workdir: epath.PathLike) -> None:
-    """Refuse (`ConfigError`) a work directory whose checkpoints are those of another program: Orbax would count them as
-    its own, and delete them.
-    """
-    foreign = sorted(entry.name for entry in _scan(workdir).foreign)
-    if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        raise ConfigError(
-            f"{epath.Path(workdir) / FOLDER} holds {', '.join(foreign[:3])}{more}, which is no checkpoint of walt, so it "
-            "was left as it is: move that away, or choose another workdir"
-        )
-
-
-def recover(workdir: epath.PathLike) -> None:
-    """Tidies what an interrupted save left in a work directory; every process of a job calls it, before it trains.
-
-    A checkpoint that was being replaced comes back if its replacement is not whole. A half-written one is renamed, else
-    Orbax would take it for a whole one.
-    """
-    multihost_utils.sync_global_devices("checkpoints seen")  # by every process, as they were
-    if jax.process_index() == 0:
-        for step, folder in _scan(workdir).whole.items():
-            proper = folder.with_name(str(step))
-            if folder != proper:
-                _rename(proper, folder.with_name(f"{step}{INCOMPLETE}"))
-                folder.rename(proper)
-                logging.warning("checkpoint %s was being replaced and is used again", proper)
-        found = _scan(workdir)
-        for entry in found.unfinished:
-            step_name = entry.name.removesuffix(REPLACED)
-            if step_name != entry.name and int(step_name) in found.whole:
-                entry.rmtree()
-                continue
-            if not entry.name.endswith(INCOMPLETE):
-                logging.warning("ignoring half-written checkpoint %s", entry)
-            if entry.name.isdigit():
-                _rename(entry, entry.with_name(entry.name + INCOMPLETE))
-    multihost_utils.sync_global_devices("checkpoints recovered")
-
-
-def _rename(entry: epath.Path, target: epath.Path) -> None:
-    if entry.exists():
-        if target.exists():
-            target.rmtree()
-        entry.rename(target)
-
-
-def latest_step(workdir: epath.PathLike) -> int | None:
-    """The step of the latest whole checkpoint of a work directory, or None."""
-    return max(_scan(workdir).whole, default=None)
-
-
 def stored_config(workdir: epath.PathLike, step: int | None = None) -> ConfigDict:
     """The resolved config in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
     _, folder = _chosen(workdir, step)
-    with _reading(folder):
+    with reading(folder):
         return from_json((folder / "config" / "metadata").read_text())
 
 
 def stored_clock(workdir: epath.PathLike, step: int | None = None) -> Clock:
     """The clock in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
     _, folder = _chosen(workdir, step)
-    with _reading(folder):
+    with reading(folder):
         return _clock(json.loads((folder / "clock" / "metadata").read_text()))
 
 
@@ -228,6 +231,8 @@ def _clock(values: Any) -> Clock:
             raise ValueError(f"the clock's {name} cannot be {vars(clock)[name]!r}")
     if not all(isinstance(value, (int, float)) for value in clock.window.values()):
         raise ValueError("the clock's window holds something else than numbers")
+    if not all(isinstance(pair, list) and [type(value) for value in pair] == [int, float] for pair in clock.losses):
+        raise ValueError("the clock's losses are no steps with numbers")
     return clock
 
 
@@ -262,14 +267,24 @@ def restore_parts(
     Needs neither the task nor the optimiser nor the devices of the run. `CheckpointError` if there is no such
     checkpoint or it cannot be read.
     """
-    for entry in _scan(workdir).unfinished:
+    for entry in scan(workdir).unfinished:
         logging.warning("ignoring half-written checkpoint %s", entry)
     step, folder = _chosen(workdir, step)
     path = folder.resolve() / "weights"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, _reading(folder):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, reading(folder):
+        checksums.verify(folder, ("weights", "config"))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _stored_tree(path))
         weights = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return weights["params"], weights["ema"], weights["extra"], stored_config(workdir, step), step
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, as the system or TensorStore words it, is that of a full disk."""
+    return "no space left on device" in str(error).lower() or "disk quota exceeded" in str(error).lower()
+
+
+def _in_chunks(tree: Any) -> Any:
+    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
 
 
 def _stored_tree(path: epath.Path) -> Any:
@@ -326,81 +341,12 @@ def _check_same_arrays(folder: epath.Path, stored_trees: dict[str, Any], wanted_
         )
 
 
-@contextlib.contextmanager
-def _reading(folder: epath.Path) -> Iterator[None]:
-    """Whatever goes wrong becomes a `CheckpointError` with its cause: never a silent fresh start."""
-    try:
-        yield
-    except Exception as error:
-        cause = str(error).split(" [tensorstore_spec=")[0] or type(error).__name__
-        advice = (
-            f"; it is damaged: move it out of {FOLDER} to go back to the one before it" if _is_damage(error) else ""
-        )
-        raise CheckpointError(f"checkpoint {folder} cannot be read: {cause}{advice}") from error
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether files are missing or hold something else than was written, which another attempt will not change."""
-    if isinstance(error, (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, ConfigError)):
-        return True
-    return isinstance(error, ValueError) and str(error).startswith(DAMAGE)
-
-
 def _chosen(workdir: epath.PathLike, step: int | None) -> tuple[int, epath.Path]:
     """The latest (or the given) step and the folder of its checkpoint; `CheckpointError` if there is none."""
-    whole = _scan(workdir).whole
+    whole = scan(workdir).whole
     if not whole:
         raise CheckpointError(f"{workdir} holds no checkpoint (looked in {epath.Path(workdir) / FOLDER})")
     chosen = max(whole) if step is None else step
     if chosen not in whole:
         raise CheckpointError(f"{workdir} holds no checkpoint of step {step}; its latest is {max(whole)}")
     return chosen, whole[chosen]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What lies in a folder of checkpoints: step → folder of the whole ones, what an interruption left, and what is not
-    walt's. A whole checkpoint whose replacement is not whole counts, where it was put aside.
-    """
-
-    whole: dict[int, epath.Path]
-    unfinished: list[epath.Path]
-    foreign: list[epath.Path]
-
-
-def _scan(workdir: epath.PathLike) -> _Found:
-    directory = epath.Path(workdir) / FOLDER
-    entries = [entry for entry in directory.iterdir() if entry.name[0] != "."] if directory.is_dir() else []
-    ours = [entry for entry in entries if _is_ours(entry)]
-    whole: dict[int, epath.Path] = {}
-    for entry in sorted(ours, key=lambda entry: not entry.name.endswith(REPLACED)):  # replacements last: they count
-        step = entry.name.removesuffix(REPLACED)
-        if step.isdigit() and _is_whole(entry):
-            whole[int(step)] = entry
-    return _Found(
-        whole,
-        unfinished=[entry for entry in ours if entry not in whole.values()],
-        foreign=[entry for entry in entries if entry not in ours],
-    )
-
-
-def _is_ours(entry: epath.Path) -> bool:
-    """Whether a name, or what is inside, says that walt or Orbax wrote it here. A deletion that was interrupted may have
-    left an empty folder.
-    """
-    if not entry.name.isdigit() or not entry.is_dir():
-        return LEFTOVER.fullmatch(entry.name) is not None
-    content = _content(entry) - set(ORBAX_MARKS)
-    return not content or not content.isdisjoint(ITEMS)
-
-
-def _content(folder: epath.Path) -> set[str]:
-    """The names in a folder; none if the run that works here has just deleted it."""
-    with _reading(folder), contextlib.suppress(FileNotFoundError):
-        return {entry.name for entry in folder.iterdir()}
-    return set()
-
-
-def _is_whole(path: epath.Path) -> bool:
-    # Orbax writes this file into each item and then into the checkpoint, after everything else.
-    return all((path / item / COMMITTED).exists() for item in (*ITEMS, "."))

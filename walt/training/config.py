@@ -42,6 +42,80 @@ class OptimizerConfig:
         _require(decays, "weight_decay must be 0 for adam (adamw decays)", self.weight_decay)
 
 
+Reaction = Literal["skip", "roll_back", "stop"]
+
+
+@dataclass(frozen=True)
+class AnomalyConfig:
+    """What to do when numbers go wrong.
+
+    To "skip" leaves out the update and counts it, to "roll_back" goes on from the last checkpoint without the batch (its ids are listed in
+    `skipped_batches.<process>.jsonl`), to "stop" ends the run.
+
+    `loss`, `gradients`: when they are not finite; their update is never applied. `spike`: when a loss lies more than `spike_deviations`
+    above the median of the `spike_window` losses before it (but for the very last, which is not known yet), in units of their spread or
+    of a hundredth of the median, whichever is larger. `max_skipped_batches`: so many batches may be left out by rolling back. `repeat_every`:
+    every so many steps a step is run twice, for as much memory again, and a run whose results differ in a single bit is stopped.
+    """
+
+    loss: Reaction = "stop"
+    gradients: Reaction = "skip"
+    spike: Literal["ignore", "skip", "roll_back", "stop"] = "ignore"
+    spike_deviations: float = 20.0
+    spike_window: int = 100
+    max_skipped_batches: int = 10
+    repeat_every: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.spike_deviations > 0, "anomalies.spike_deviations must be positive", self.spike_deviations)
+        _require(self.spike_window >= 2, "anomalies.spike_window must be at least 2", self.spike_window)
+        limit = self.max_skipped_batches
+        _require(limit >= 0, "anomalies.max_skipped_batches must not be negative", limit)
+        every = self.repeat_every
+        _require(every is None or every >= 1, "anomalies.repeat_every must be at least 1 or None", every)
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """When a run counts as hanging.
+
+    `slow_factor`: a step, or the wait for its batch, that takes so many times the median (and `slow_seconds`) has the stacks of all threads
+    written to the log and to `stacks.<process>.txt`. `fail_seconds`: nothing at all takes longer, an evaluation neither; then the run
+    fails. None turns either off. `heartbeat_seconds`: how often `heartbeat.<process>.json` is written.
+    """
+
+    slow_factor: float | None = 20.0
+    slow_seconds: float = 10.0
+    fail_seconds: float | None = 7200.0
+    heartbeat_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("slow_factor", "slow_seconds", "fail_seconds", "heartbeat_seconds"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"watchdog.{name} must be positive", value)
+
+
+@dataclass(frozen=True)
+class SavingConfig:
+    """Which checkpoints stay beside the last `keep_checkpoints`, and what happens when one cannot be written.
+
+    `keep_every_hours`: one of every so many hours. `keep_best`: so many with the lowest `best_metric`, such as "heldout/loss" (the highest,
+    with `best_is_highest`), of the steps at which it was measured. `disk_full`: whether a run that finds no space for a checkpoint
+    stops, or goes on and tries again with the next one; the last one of a run, and a job of several processes, always stop.
+    """
+
+    keep_every_hours: float | None = None
+    keep_best: int = 0
+    best_metric: str = "heldout/loss"
+    best_is_highest: bool = False
+    disk_full: Literal["stop", "go_on"] = "stop"
+
+    def __post_init__(self) -> None:
+        hours = self.keep_every_hours
+        _require(hours is None or hours > 0, "saving.keep_every_hours must be positive or None", hours)
+        _require(self.keep_best >= 0, "saving.keep_best must not be negative", self.keep_best)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """The loop. A step is one optimiser update from one global batch, whatever `accumulation` is.
@@ -64,6 +138,9 @@ class TrainingConfig:
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    saving: SavingConfig = field(default_factory=SavingConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "accumulation"):

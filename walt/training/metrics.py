@@ -7,11 +7,15 @@ of several hosts only the first one writes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
+import logging
 import math
+import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,7 +44,8 @@ class MetricLog:
         self._path = epath.Path(workdir) / FILE
         self._writes, self._step = jax.process_index() == 0, step
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
-        self._seen = {(record["step"], name) for record in kept for name in record}  # on every host: all must agree
+        # On every host: all must agree.
+        self._seen = {(record["step"], name): value for record in kept for name, value in record.items()}
         if not self._writes:
             return
         text = "".join(json.dumps(record) + "\n" for record in kept)
@@ -50,7 +55,6 @@ class MetricLog:
             fresh = self._path.with_name(FILE + ".tmp")
             fresh.write_text(text)
             fresh.replace(self._path)
-        self._file = self._path.open("a")
 
     @functools.cached_property
     def _board(self) -> SummaryWriter:
@@ -61,27 +65,49 @@ class MetricLog:
         """Whether a metric whose name starts with `prefix` is logged for that step."""
         return any(at == step and name.startswith(prefix) for at, name in self._seen)
 
+    def value(self, step: int, name: str) -> float | None:
+        """What was logged under that name for that step, unless it is no finite number."""
+        value = self._seen.get((step, name))
+        return value if value is not None and math.isfinite(value) else None
+
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Log floats, and uint8 arrays [N,T,H,W,3] as videos (TensorBoard only)."""
-        self._seen |= {(step, name) for name in metrics}
+        self._seen |= {(step, name): float(value) if np.ndim(value) == 0 else None for name, value in metrics.items()}
         if not self._writes:
             return
         videos = {name: value for name, value in metrics.items() if np.ndim(value) == 5}
         scalars = {name: float(value) for name, value in metrics.items() if name not in videos}
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        for name, value in videos.items():
-            self._board.file_writer.add_summary(video_summary(name, value), step)
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
-        self._file.flush()
-        self._board.flush()
+        with self._putting_up_with_errors(f"the metrics of step {step}"):
+            self._append(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+            for name, value in videos.items():
+                self._board.file_writer.add_summary(video_summary(name, value), step)
+            self._board.flush()
 
     def close(self) -> None:
-        if self._writes:
-            self._file.close()
         if "_board" in vars(self):
-            self._board.close()
+            with self._putting_up_with_errors("the last metrics"):
+                self._board.close()
+
+    def _append(self, line: str) -> None:
+        """The whole line or nothing of it."""
+        end = self._path.stat().length
+        try:
+            with self._path.open("a") as file:
+                file.write(line)
+        except OSError:
+            os.truncate(self._path, end)
+            raise
+
+    @contextlib.contextmanager
+    def _putting_up_with_errors(self, what: str) -> Iterator[None]:
+        """A full disk, for instance: whether the run goes on is decided where it is saved."""
+        try:
+            yield
+        except OSError as error:
+            logging.warning("%s could not be written to %s: %s", what, self._path.parent, error)
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:

@@ -27,40 +27,46 @@ def make_train_step(task: Task, config: TrainingConfig, mesh: Mesh, axes: Parame
     """The jitted `(state, batch, learning_rate) -> (state, metrics)`; the memory of the given state is reused for the new
     one.
 
-    When a gradient of any group or any loss is not finite, nothing but `step` changes, and the metric "skipped" is 1.
+    When a gradient of any group or any loss is not finite, nothing but `step` changes, and the metric "skipped" is 1. Where spikes of
+    the loss are to be skipped as well, there is a fourth argument, the largest loss that is none.
     """
     optimizer = make_optimizer(config.optimizer)
+    scalars = 2 if config.anomalies.spike == "skip" else 1
 
-    def train_step(state: TrainState, batch: Batch, learning_rate: Float[Array, ""]) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, learning_rate: Float[Array, ""], loss_limit: Float[Array, ""] | None = None
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         grads, extra, metrics = accumulated_gradients(task, state, batch, key, config.accumulation, mesh)
         norms = {group: optax.tree.norm(tree) for group, tree in grads.items()}
-        finite = all_finite([*norms.values(), *(value for name, value in metrics.items() if name.endswith("loss"))])
+        good = all_finite([*norms.values(), *(value for name, value in metrics.items() if name.endswith("loss"))])
+        if loss_limit is not None:
+            good &= metrics["loss"] <= loss_limit
 
         with jax.named_scope("optimizer"):
             params, opt, updates = {}, {}, {}
             for group, tree in grads.items():
                 clipped = clip(tree, norms[group], config.clip_norm)
                 direction, opt[group] = optimizer.update(clipped, state.opt[group], state.params[group])
-                updates[group] = jax.tree.map(lambda d: jnp.where(finite, -learning_rate * d, 0.0), direction)
+                updates[group] = jax.tree.map(lambda d: jnp.where(good, -learning_rate * d, 0.0), direction)
                 params[group] = optax.apply_updates(state.params[group], updates[group])
             ema = {
                 group: averaged(tree, params[group], state.step, config.ema_decay) for group, tree in state.ema.items()
             }
 
             new, old = (params, opt, ema, extra), (state.params, state.opt, state.ema, state.extra)
-            params, opt, ema, extra = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+            params, opt, ema, extra = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, old)
         metrics |= group_norms("l2_grads", norms)
         metrics |= group_norms("l2_params", {group: optax.tree.norm(tree) for group, tree in params.items()})
         metrics |= group_norms("l2_updates", {group: optax.tree.norm(tree) for group, tree in updates.items()})
-        metrics |= {"learning_rate": learning_rate, "skipped": 1.0 - finite}
+        metrics |= {"learning_rate": learning_rate, "skipped": 1.0 - good}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         return TrainState(state.step + 1, params, opt, ema, extra, state.key), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, config, mesh, axes))
     return jax.jit(
         train_step,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), *[replicated(mesh)] * scalars),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
         compiler_options=compiler_options(mesh),

@@ -68,7 +68,9 @@ class Task(Protocol):
 
 
 class Loader(Protocol):
-    """A source of batches whose order is a pure function of the step."""
+    """A source of batches whose order is a pure function of the step. It may also have `counts`, numbers for the log of the run, and
+    `example_ids(step)`, for the list of batches that were left out.
+    """
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """The batches of steps `start_step`, `start_step + 1`, … without end: this process's rows of each."""

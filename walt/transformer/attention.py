@@ -44,7 +44,10 @@ def _attend_on_tpu(tokens: Tokens, shared: Shared, *, heads: int, norm: bool, wi
     """In the kernel where a core's memory holds a window with its scores, on each device for its own rows, windows and heads."""
     tensor = axis_size("heads")
     by = None if windows is None else windows.divided_over(axis_size("context"))
-    if not supports(tokens, shared, tensor) or (by == "queries" and tokens.identity is not None):
+    queries_over = axis_size("context") if by == "queries" else 1
+    if not supports(tokens, shared, heads_over=tensor, queries_over=queries_over) or (
+        by == "queries" and tokens.identity is not None
+    ):
         return _attend_by_head(tokens, shared, heads=heads, norm=norm, mix_heads=mix)
     window, place = ("context" if by == each else None for each in ("windows", "queries"))
     query, key, per_window = (

@@ -49,8 +49,9 @@ class Shape:
         """Of so many products per head of scores' size, and so many arrays of tokens moved."""
         scores = self.windows * self.heads * self.queries * self.keys
         tokens = self.windows * (self.queries + self.keys) * self.width * itemsize
+        passes = 1 if itemsize == 2 else 6  # of the matrix units, which multiply bfloat16, for a product of float32
         return pl.CostEstimate(
-            flops=2 * products * scores * self.head_width,
+            flops=2 * products * passes * scores * self.head_width,
             transcendentals=scores,
             bytes_accessed=tokens * moved,
         )
@@ -78,16 +79,17 @@ class Shared(NamedTuple):
     bias: Float[Array, "heads n m"] | None = None
 
 
-def supports(tokens: Tokens, shared: Shared, devices: int = 1) -> bool:
-    """Whether a core of the TPU that is compiled for has the memory for such windows, backward pass included, with heads divided over `devices`."""
+def supports(tokens: Tokens, shared: Shared, *, heads_over: int = 1, queries_over: int = 1) -> bool:
+    """Whether a core of the TPU that is compiled for has the memory for such windows, backward pass included, with heads and queries divided over so
+    many devices."""
     core, query = tpu.core(), tokens.query
-    queries, parts = query.shape[-2], [part.shape[-2] for part in tokens.key]
+    queries, parts = query.shape[-2] // queries_over, [part.shape[-2] for part in tokens.key]
     whole_tiles = not any(size % SUBLANES for size in (queries, *parts))
     if core is None or not whole_tiles or query.dtype not in (jnp.bfloat16, jnp.float32):
         return False
     scores = queries * -(-sum(parts) // LANES) * LANES * 4
-    rows = (3 * queries + 4 * sum(parts)) * query.shape[-1] // devices * query.dtype.itemsize
-    biases = 0 if shared.bias is None else 2 * len(shared.bias) // devices
+    rows = (3 * queries + 4 * sum(parts)) * query.shape[-1] // heads_over * query.dtype.itemsize
+    biases = 0 if shared.bias is None else 2 * len(shared.bias) // heads_over
     # Blocks of tokens are held twice, while the next is on its way; biases and their gradients once; TEMPORARIES were found by compiling.
     return 2 * rows + (biases + TEMPORARIES) * scores <= core.vmem_capacity_bytes
 

@@ -1,0 +1,140 @@
+"""Numbers that go wrong: losses and gradients that are not finite, losses that jump. What follows is `AnomalyConfig`.
+
+Rolling back is resuming: the run goes on from its last checkpoint as if it had been started again, and the batch that did it is consumed
+without an update. Which batches these are stands in `skipped_batches.<process>.jsonl` of the work directory, one line per batch, so that
+a run that is stopped and started again leaves out the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from walt.training.checkpoint import Clock
+from walt.training.config import TrainingConfig
+from walt.untrusted import field, parse_json
+
+FILE = "skipped_batches.{process}.jsonl"
+GAUSSIAN = 1.4826  # times the median absolute deviation is the standard deviation of a normal distribution
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, or the gradients of too many steps in a row, became infinite or not a number; the message names the
+    step.
+    """
+
+
+class LossSpikeError(RuntimeError):
+    """A loss jumped, or too many batches were left out; the message names the step."""
+
+
+class RollBack(BaseException):
+    """To be answered by going on from the last checkpoint. No `Exception`, for nothing has failed: the other processes of the job, which
+    have the same numbers, do the same.
+    """
+
+
+class SkippedBatches:
+    """The batches of a work directory that rolling back has left out, by step, from 0.
+
+    Args:
+      ids: the ids of the examples of this process in the batch of a step, for the list.
+    """
+
+    def __init__(self, workdir: epath.PathLike, ids: Callable[[int], Any] | None):
+        self._folder, self._ids = epath.Path(workdir), ids
+        self.steps: set[int] = set()
+        for path in self._folder.glob(FILE.format(process="*")) if self._folder.is_dir() else ():
+            self.steps |= set(_read(path))
+
+    def add(self, step: int, reason: str) -> None:
+        self.steps.add(step)
+        ids = None if self._ids is None else np.asarray(self._ids(step)).tolist()
+        line = json.dumps({"step": step, "reason": reason, "example_ids": ids}) + "\n"
+        logging.warning("the batch of step %d is left out from now on: %s; its examples: %s", step, reason, ids)
+        with (self._folder / FILE.format(process=jax.process_index())).open("a") as file:
+            file.write(line)
+
+
+def _read(path: epath.Path) -> list[int]:
+    """The steps in a list; a last line that an interruption cut short is none."""
+    steps = []
+    for line in path.read_text().splitlines():
+        try:
+            steps.append(field(parse_json(line), "step", int))
+        except ValueError:
+            continue
+    return steps
+
+
+class Judge:
+    """Looks at the metrics of every update, and remembers the losses that spikes are measured against. The same on every process."""
+
+    def __init__(self, config: TrainingConfig, clock: Clock, skipped: SkippedBatches):
+        self._anomalies, self._max_in_a_row = config.anomalies, config.max_skipped_steps
+        self._skipped = skipped
+        self.in_a_row = clock.skipped_in_a_row
+        self.losses = [(int(update), loss) for update, loss in clock.losses]
+
+    def loss_limit(self, update: int) -> float:
+        """Above which the loss of an update is a spike. The last loss before it plays no part: whether it has been read yet depends on
+        when the run was saved, and the limit must not."""
+        window = [loss for number, loss in self.losses if number <= update - 2][-self._anomalies.spike_window :]
+        if len(window) < self._anomalies.spike_window:
+            return math.inf
+        middle = statistics.median(window)
+        spread = GAUSSIAN * statistics.median(abs(loss - middle) for loss in window)
+        return middle + self._anomalies.spike_deviations * max(spread, 0.01 * abs(middle))
+
+    def look_at(self, update: int, values: Mapping[str, float]) -> None:
+        """Raises `NonFiniteError`, `LossSpikeError` or `RollBack` if that is what the config wants of these metrics."""
+        bad = [
+            f"{name} is {value}" for name, value in values.items() if name.endswith("loss") and not math.isfinite(value)
+        ]
+        limit = math.inf if self._anomalies.spike == "ignore" else self.loss_limit(update)
+        spike = not bad and values["loss"] > limit
+        self.in_a_row = self.in_a_row + 1 if values["skipped"] else 0
+        if bad:
+            self._react(self._anomalies.loss, update, ", ".join(bad), NonFiniteError)
+        elif spike:
+            reason = f"loss is {values['loss']:.6g}, which is above {limit:.6g}, a jump,"
+            self._react(self._anomalies.spike, update, reason, LossSpikeError)
+        elif values["skipped"]:
+            self._react(self._anomalies.gradients, update, "a gradient is not finite", NonFiniteError)
+        if self._anomalies.spike != "ignore" and not bad and not values["skipped"]:
+            self.losses = [*self.losses, (update, values["loss"])][-self._anomalies.spike_window - 1 :]
+
+    def _react(self, reaction: str, update: int, reason: str, error: type[Exception]) -> None:
+        if reaction == "stop":
+            raise error(_stopped(update, reason, applied=error is LossSpikeError))
+        if reaction == "roll_back":
+            if len(self._skipped.steps) >= self._anomalies.max_skipped_batches:
+                left_out = ", ".join(map(str, sorted(self._skipped.steps)))
+                raise error(
+                    f"{reason} at step {update}, after {len(self._skipped.steps)} batches were left out (of steps {left_out}), and "
+                    "anomalies.max_skipped_batches allows no more; the last good checkpoint is kept"
+                )
+            self._skipped.add(update - 1, f"{reason} at step {update}")
+            raise RollBack
+        if self.in_a_row > self._max_in_a_row:
+            raise error(
+                f"{reason} at step {update}, and the updates of the {self.in_a_row - 1} steps before it were left out as well; the last good "
+                "checkpoint is kept"
+            )
+
+
+def _stopped(update: int, reason: str, applied: bool) -> str:
+    update_too = "" if applied else "the update was not applied, and "
+    return (
+        f"{reason} at step {update}; {update_too}the last good checkpoint is kept. "
+        "Resuming repeats this step exactly: lower the learning rate or clip_norm, go back to an earlier one, or let the batch be left out "
+        "(--config.training.anomalies)"
+    )
