@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import app, flags
+from etils import epath
 
 T = TypeVar("T")
 
@@ -116,10 +117,12 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def output_file(path: str) -> Path:
-    """`path`, once it is known that a file can be written there; makes the folders on the way.
+    """`path`, once it is known that a file can be written there; makes the folders on the way. A `gs://` path is taken as it is.
 
     Commands call it before their work, which may take hours. Raises `CommandError` for what is a folder or cannot be written.
     """
+    if "://" in path:
+        return epath.Path(path)  # type: ignore[return-value]  # it has the methods of a Path that writes
     file = Path(path).expanduser()
     if file.is_dir():
         raise CommandError(f"{file} is a folder; the output must be the name of a file")

@@ -160,3 +160,20 @@ def test_contact_sheet(tmp_path: Path) -> None:
     with pytest.raises(media.MediaError, match="one frame size"):
         media.contact_sheet([smooth_video(), smooth_video(height=8)], tmp_path / "y.png")
     assert not (tmp_path / "y.png").exists()
+
+
+def test_files_of_buckets_are_written_here_and_copied(monkeypatch, tmp_path):
+    class Bucket:
+        def __init__(self, path):
+            self.path = path
+
+        def write_bytes(self, data):
+            (tmp_path / self.path.replace("/", "_")).write_bytes(data)
+
+    monkeypatch.setattr(media.epath, "Path", Bucket)
+    media.write_video("gs://bucket/made/out.mp4", np.zeros((3, 16, 16, 3), np.uint8), 8.0)
+    assert media.read_video(tmp_path / "gs:__bucket_made_out.mp4")[0].shape == (3, 16, 16, 3)
+    with pytest.raises(RuntimeError), media.atomic_path("gs://bucket/half.json") as local:
+        local.write_text("half")
+        raise RuntimeError
+    assert len(list(tmp_path.iterdir())) == 1

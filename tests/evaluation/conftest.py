@@ -1,5 +1,7 @@
 """Synthetic footage with known answers: each "game" has its own scenery and a square that moves across it."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -28,3 +30,11 @@ def make_footage(clips_per_game: int, *, seed: int = 0, games=GAMES, frames: int
 @pytest.fixture
 def footage():
     return make_footage
+
+
+@pytest.fixture(autouse=True)
+def one_clip_a_device(monkeypatch):
+    """Frames of 224x224 in float32 on eight devices that are one machine: four clips on each would take gigabytes."""
+    monkeypatch.setattr("walt.evaluation.features.PER_DEVICE", 1)
+    yield
+    gc.collect()  # networks, each with its weights on all of them

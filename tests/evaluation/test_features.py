@@ -47,7 +47,6 @@ def network(monkeypatch, weights):
 @pytest.fixture
 def few_in_a_part(monkeypatch):
     monkeypatch.setattr(features, "PART", 8)
-    monkeypatch.setattr(features, "PER_DEVICE", 1)
 
 
 def videos(count: int, frames: int = 9, side: int = 12, seed: int = 0) -> np.ndarray:
@@ -175,7 +174,6 @@ def test_memory_is_bounded_and_videos_are_decoded_ahead(network, few_in_a_part, 
 
 def test_frames_reach_the_network_resized_and_between_minus_one_and_one(weights, monkeypatch):
     """The whole path of a protocol against its parts, with the network itself."""
-    monkeypatch.setattr(features, "PER_DEVICE", 1)
     extractor = Extractor(PLAIN, weights, make_mesh(MeshConfig(), jax.devices()[:1]))
     clip = videos(1, side=8)[0]
     seen = []

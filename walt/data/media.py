@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
+from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -270,7 +271,14 @@ def _write_gif(path: Path, video: np.ndarray, fps: float) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, with its suffix, that replaces `path` when the block succeeds."""
+    """Yields a temporary path beside `path`, with its suffix, that replaces `path` when the block succeeds; for `gs://` paths one of this machine,
+    which is copied there."""
+    if "://" in os.fspath(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / Path(path).name
+            yield local
+            epath.Path(path).write_bytes(local.read_bytes())
+        return
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from walt.data import media
 from walt.evaluation import figures
 from walt.evaluation.bars import Bar
 from walt.evaluation.clips import Clips, EvaluationError, check_videos, evenly_spaced
@@ -106,13 +107,10 @@ class Report:
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> Path:
     """Writes the page (UTF-8, one file, replaced as a whole) and returns its path; folders on the way are made."""
-    path = Path(path)
     text = render(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    with media.atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
 
 
 def render(report: Report) -> str:

@@ -27,6 +27,9 @@ from walt.training.task import Task
 from walt.transformer.sharding import PARAMETER_AXES, check_mesh
 
 PREPARED = "captions are embedded beforehand (walt prepare text): the frozen text encoder is no part of the step"
+OFFLOADED = (
+    "what waits in the memory of hosts is copied there and back at no cost: no figure of their bandwidth is assumed"
+)
 KINDS: Mapping[str, str] = {  # of the first that an operation's origin matches
     r"optimizer": "optimizer",
     r"text_encoder": "text encoder",
@@ -56,10 +59,14 @@ def plan_training(experiment: ExperimentConfig, topology: Topology) -> Plan:
         cost.tokens,
         cost.flops,
         experiment.training.num_steps,
-        (PREPARED,) if frozen else (),
+        (*((PREPARED,) if frozen else ()), *((OFFLOADED,) if _offloads(experiment) else ())),
     )
     options = compiler_options(mesh)
     return make_plan(lowered, work, topology=topology, mesh=dict(mesh.shape), kinds=KINDS, options=options)
+
+
+def _offloads(experiment: ExperimentConfig) -> bool:
+    return isinstance(experiment, DiffusionExperiment) and experiment.transformer.remat == "offload"
 
 
 def check_training(experiment: ExperimentConfig, sizes: Mapping[str, int]) -> None:
