@@ -61,20 +61,21 @@ def over(fsdp: int, **axes: int) -> dict[str, str]:
 
 
 SMALL = Pod("t2v/base_3b:mini", "v5e:2x2", overrides={**over(4), "data.batch_size": "8"})
+FULL = {"transformer.remat": "full"}
 PODS = (
     SMALL,
-    Pod("t2v/base_3b", "v4:4x4x4", overrides=over(64)),
-    Pod("t2v/base_3b", "v5e:8x8", overrides=over(64)),
     Pod("t2v/base_3b", "v5p:4x4x4", overrides=over(16, data=4)),
-    Pod("t2v/base_3b", "v5p:4x4x4", num_slices=2, overrides=over(16, data=4, slice=2)),
-    Pod("t2v/base_3b", "v6e:8x8", overrides=over(64)),
-    Pod("t2v/base_3b", "tpu7x:2x4x4", overrides=over(64)),
-    Pod("t2v/super_2x", "v6e:8x8", overrides=over(16, data=4)),
     Pod("classes/ucf101_xl", "v5e:8x8", overrides=over(8, data=8)),
-    Pod("t2v/base_3b", "v5p:2x2x2", "sample", overrides=over(8)),
-    Pod("autoencoder/t2v_128", "v5e:8x8"),
+    Pod("t2v/base_3b", "v4:4x4x4", overrides={**over(64), **FULL}),
+    Pod("t2v/base_3b", "v6e:8x8", overrides={**over(16, data=4), **FULL}),
+    Pod("t2v/base_3b", "v5e:8x8", overrides={**over(64), **FULL}),
+    Pod("t2v/base_3b", "tpu7x:2x4x4", overrides=over(16, data=4)),
+    Pod("t2v/super_2x", "v6e:8x8", overrides=over(16, data=4)),
+    Pod("t2v/base_3b", "v5p:4x4x4", num_slices=2, overrides=over(16, data=4, slice=2)),
     Pod("autoencoder/t2v_128", "v5e:2x4", "encode"),
     Pod("autoencoder/t2v_128", "v5e:2x4", "decode"),
+    Pod("autoencoder/t2v_128", "v5e:8x8"),
+    Pod("t2v/base_3b", "v5p:2x2x2", "sample", overrides=over(8)),
 )
 
 

@@ -80,12 +80,12 @@ def test_plans_that_are_present_are_not_made_again(plans, tmp_path, monkeypatch)
 
     def run(command, cwd):
         made.extend(part for part in command if part.startswith("--json="))
-        return subprocess.CompletedProcess(command, 1 if "v4" in made[-1] else 0)
+        return subprocess.CompletedProcess(command, 1 if "v5p" in made[-1] else 0)
 
     monkeypatch.setattr(plans.subprocess, "run", run)
     monkeypatch.setattr(plans, "PODS", plans.PODS[:3])
     assert plans.main([]) == 1  # one of two failed, and the other was made all the same
-    assert [re.search(r"base_3b-(\w+)\.", file)[1] for file in made] == ["v4", "v5e"]
+    assert [re.search(r"-(v\w+)\.", file)[1] for file in made] == ["v5p", "v5e"]
 
 
 @pytest.mark.slow
