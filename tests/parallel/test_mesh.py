@@ -4,7 +4,7 @@ import pytest
 
 from walt.config import ConfigError
 from walt.parallel.config import MeshConfig
-from walt.parallel.mesh import batch_shards, make_mesh, put_batch
+from walt.parallel.mesh import batch_shards, count_rows, make_mesh, put_batch, rows_of_process
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,14 @@ def test_put_batch_divides_rows():
 def test_put_batch_says_what_divides():
     with pytest.raises(ConfigError, match=r"'x' has 6 rows.*multiple of 8"):
         put_batch({"x": np.zeros((6, 3))}, make_mesh(MeshConfig()))
+
+
+def test_hosts_load_the_rows_that_their_devices_hold(monkeypatch):
+    """Devices of a pod are ordered by the network of the chips: a host may hold the first and the sixth part of a batch."""
+    mesh = make_mesh(MeshConfig())
+    assert rows_of_process(32, mesh) == tuple(range(32)) and count_rows({"x": np.zeros((32, 2))}, mesh) == 32
+    monkeypatch.setattr("walt.parallel.mesh.shards_of_process", lambda mesh: [0, 5])
+    assert rows_of_process(32, mesh) == (0, 1, 2, 3, 20, 21, 22, 23)
+    assert count_rows({"x": np.zeros((8, 2))}, mesh) == 32
+    with pytest.raises(ConfigError, match="batch_size is 12, which does not divide over 8 devices"):
+        rows_of_process(12, mesh)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,8 @@ import numpy as np
 
 from walt.config import to_config_dict
 from walt.parallel import initialize
+from walt.parallel.config import MeshConfig
+from walt.parallel.mesh import make_mesh, rows_of_process
 from walt.training import checksums
 from walt.training.config import AnomalyConfig, OptimizerConfig, SavingConfig, TrainingConfig, WatchdogConfig
 from walt.training.loop import train
@@ -89,6 +91,7 @@ class LinearLoader:
     asked: list[int] = field(default_factory=list)
     failure: str = ""
     hang: Callable = lambda step: None
+    rows: Sequence[int] | None = None
 
     def batches(self, start_step=0):
         truth = np.random.default_rng(0).normal(size=(FEATURES, OUTPUTS)).astype(np.float32)
@@ -101,8 +104,10 @@ class LinearLoader:
             x = np.random.default_rng((1, step)).normal(size=(self.batch_size, FEATURES)).astype(np.float32)
             batch = {"x": x, "y": x @ truth, "row": np.arange(self.batch_size, dtype=np.int32)}
             rows = self.batch_size // jax.process_count()
-            mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
-            yield {name: entry[mine] for name, entry in batch.items()}
+            mine = (
+                range(rows * jax.process_index(), rows * (jax.process_index() + 1)) if self.rows is None else self.rows
+            )
+            yield {name: entry[list(mine)] for name, entry in batch.items()}
             step += 1
 
     def example_ids(self, step):
@@ -183,6 +188,10 @@ def main(workdir, settings, failure=""):
     slow.seal()
     loader = LinearLoader(settings.pop("batch_size", 16), settings.pop("seconds_per_batch", 0.0), failure=failure)
     loader.hang = lambda step: slow.at("data") if step == 20 else None
+    devices = jax.devices()
+    if settings.pop("interleaved", False):
+        devices = devices[::2] + devices[1::2]
+        loader.rows = rows_of_process(loader.batch_size, make_mesh(MeshConfig(), devices))
     sections = {"watchdog": WatchdogConfig, "saving": SavingConfig, "anomalies": AnomalyConfig}
     settings |= {name: kind(**settings[name]) for name, kind in sections.items() if name in settings}
     evaluators = [SlowEvaluator(slow.evaluate)] if "evaluate" in slow.seconds else []
@@ -191,7 +200,7 @@ def main(workdir, settings, failure=""):
         make_config(**settings),
         task=slow.task(),
         loader=loader,
-        devices=jax.devices(),
+        devices=devices,
         evaluators=evaluators,
         on_finish=slow.finish if "finish" in slow.seconds else None,
     )

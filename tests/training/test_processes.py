@@ -18,11 +18,12 @@ from walt.training.metrics import read_metrics
 ROOT = Path(__file__).parents[2]
 
 
-def run_two(workdir, **settings):
+def run_two(workdir, devices=1, **settings):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    shared = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    shared = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    shared |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
     command = [sys.executable, linear.__file__, str(workdir), json.dumps(settings)]
     processes = [
@@ -44,3 +45,13 @@ def test_two_hosts_train_like_one_and_resume(tmp_path):
     ours, theirs = restore_parts(tmp_path / "two")[:3], restore_parts(tmp_path / "one")[:3]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
     assert [record["step"] for record in read_metrics(tmp_path / "two")] == [5, 10, 15, 20]
+
+
+@pytest.mark.slow
+def test_hosts_whose_devices_are_no_neighbours_load_the_rows_that_these_hold(tmp_path):
+    """As on a pod, whose devices are ordered by the network of the chips: the first host holds the first and the third part of a batch."""
+    settings = dict(optimizer={"schedule": "constant"}, log_every=5, num_steps=10)
+    run_two(tmp_path / "two", devices=2, interleaved=True, **settings)
+    linear.run(tmp_path / "one", linear.make_config(**settings))
+    ours, theirs = restore_parts(tmp_path / "two")[:3], restore_parts(tmp_path / "one")[:3]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
