@@ -86,6 +86,19 @@ def test_the_number_of_processes_changes_no_batch(
         assert_same(whole, joined(list(split)))
 
 
+def test_a_process_may_have_any_rows(clips_dir: Path, latents_dir: Path) -> None:
+    """Those that its devices hold, which on a pod are seldom neighbours."""
+    clips, rows = LoaderConfig(str(clips_dir), batch_size=12), (0, 1, 8, 9)
+    latents = LoaderConfig(str(latents_dir), batch_size=12, image_fraction=0.25)
+    where = {"process_index": 1, "process_count": 3, "rows": rows}
+    for whole, part in (
+        (ClipLoader(clips), ClipLoader(clips, **where)),
+        (LatentLoader(latents, tokenize), LatentLoader(latents, tokenize, **where)),
+    ):
+        assert_same({name: entry[list(rows)] for name, entry in whole.batch(5).items()}, part.batch(5))
+        np.testing.assert_array_equal(part.example_ids(5), whole.example_ids(5)[list(rows)])
+
+
 def test_resuming_equals_skipping(clips_dir: Path, latents_dir: Path) -> None:
     for loader in (
         ClipLoader(LoaderConfig(str(clips_dir), batch_size=3)),
