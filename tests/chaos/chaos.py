@@ -37,8 +37,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 
 import recorder
 import tiny
+import trainings
 
-import runs
 from walt.training.metrics import read_metrics
 from walt.training.preemption import PREEMPTED
 
@@ -253,7 +253,7 @@ class Soak:
         """What differs from the clean run."""
         ours, theirs = folder / "disk" / "run", self.clean.workdir
         try:
-            consumed, clean = runs.consumed(folder / "examples"), runs.consumed(self.clean.record)
+            consumed, clean = trainings.consumed(folder / "examples"), trainings.consumed(self.clean.record)
         except AssertionError as error:
             return f"a batch drawn again had other examples: {error}"
         a, b = (Counter(json.dumps([step, ids]) for step, ids in found.items()) for found in (consumed, clean))
@@ -262,10 +262,10 @@ class Soak:
         examples["consumed"] += sum(len(ids) for ids in consumed.values())
         examples["lost"] += lost
         examples["repeated"] += repeated
-        if lost or repeated or runs.digest(consumed) != runs.digest(clean):
+        if lost or repeated or trainings.digest(consumed) != trainings.digest(clean):
             return f"the batches of {lost} steps were lost and those of {repeated} repeated"
         if self.schedule == "exact":
-            differing = runs.differing(ours, theirs)
+            differing = trainings.differing(ours, theirs)
             self.report["arrays_differing"] += len(differing)
             return f"arrays differ: {', '.join(differing[:5])}" if differing else None
         return self.compare_losses(ours, theirs) or self.compare_skipped(ours, theirs)

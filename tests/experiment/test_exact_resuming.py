@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import recorder
 import tiny
+import trainings
 
-import runs
 from walt import experiment
 from walt.config import apply_overrides, load
 from walt.data import loader
@@ -87,9 +87,9 @@ def test_stopping_changes_nothing(train, stage):
     straight = train("straight", stage)
     for stop in (3, 6, None):
         stopped = train("stopped", stage, stop)
-    runs.assert_same_runs(stopped, straight)
-    ids = runs.consumed(straight)
-    assert list(ids) == list(range(9)) and runs.digest(runs.consumed(stopped)) == runs.digest(ids)
+    trainings.assert_same_runs(stopped, straight)
+    ids = trainings.consumed(straight)
+    assert list(ids) == list(range(9)) and trainings.digest(trainings.consumed(stopped)) == trainings.digest(ids)
     assert len(losses(straight)) == 9
     if stage == 2:
         used = {sum(example >= 0 for example in row) for row in itertools.chain(*ids.values())}
@@ -101,7 +101,7 @@ def test_stopping_at_any_step_changes_nothing(train):
     straight = train("straight")
     for stop in range(1, 9):
         train(f"at_{stop}", stop=stop)
-        runs.assert_same_runs(train(f"at_{stop}"), straight)
+        trainings.assert_same_runs(train(f"at_{stop}"), straight)
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_stopping_a_run_with_a_critic_changes_nothing(train):
     }
     straight = train("straight", 1, num_steps=5, **critic)
     train("stopped", 1, 3, num_steps=5, **critic)
-    runs.assert_same_runs(train("stopped", 1, num_steps=5, **critic), straight)
+    trainings.assert_same_runs(train("stopped", 1, num_steps=5, **critic), straight)
 
 
 def assert_close(workdir, straight):
@@ -121,7 +121,7 @@ def assert_close(workdir, straight):
     assert list(ours) == list(theirs) == list(range(1, 26))
     np.testing.assert_allclose(ours[6], theirs[6], rtol=1e-6)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
-    assert runs.digest(runs.consumed(workdir)) == runs.digest(runs.consumed(straight))
+    assert trainings.digest(trainings.consumed(workdir)) == trainings.digest(trainings.consumed(straight))
 
 
 MESH = {"training.mesh.data": "2", "training.mesh.fsdp": "2"}

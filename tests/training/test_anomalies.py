@@ -7,8 +7,8 @@ import jax
 import linear
 import numpy as np
 import pytest
+import trainings
 
-import runs
 from walt.config import ConfigError
 from walt.training import loop
 from walt.training.anomalies import Judge, LossSpikeError, NonFiniteError, SkippedBatches
@@ -45,7 +45,7 @@ def test_rolling_back_leaves_the_batch_out_and_lists_its_examples(tmp_path, what
     (tmp_path / "told").mkdir()
     (tmp_path / "told" / "skipped_batches.0.jsonl").write_text('{"step": 25}\n')
     linear.run(tmp_path / "told", settings)
-    runs.assert_same_runs(tmp_path / "run", tmp_path / "told")
+    trainings.assert_same_runs(tmp_path / "run", tmp_path / "told")
     line = next(record for record in read_metrics(tmp_path / "run") if record["step"] == 28)
     assert line["skipped"] == 0.25 and line["skipped_batches"] == 1
 
@@ -58,7 +58,7 @@ def test_a_run_that_rolled_back_is_resumed_without_the_batch(tmp_path):
     assert latest_step(tmp_path / "run") == 20
     linear.run(tmp_path / "run", settings, task=task)
     linear.run(tmp_path / "straight", settings, task=task)
-    runs.assert_same_runs(tmp_path / "run", tmp_path / "straight")
+    trainings.assert_same_runs(tmp_path / "run", tmp_path / "straight")
     assert len(listed(tmp_path / "run")) == 1
 
 
@@ -98,7 +98,7 @@ def test_the_update_of_a_jump_may_be_skipped_and_resuming_does_so_too(tmp_path):
         linear.run(tmp_path / "run", settings, task=task, loader=linear.LinearLoader(failure="raise:24"))
     linear.run(tmp_path / "run", settings, task=task)
     linear.run(tmp_path / "straight", settings, task=task)
-    runs.assert_same_runs(tmp_path / "run", tmp_path / "straight")
+    trainings.assert_same_runs(tmp_path / "run", tmp_path / "straight")
     skipped = {record["step"]: record["skipped"] for record in read_metrics(tmp_path / "run")}
     assert {step for step, share in skipped.items() if share} == {24, 28}
 
@@ -120,7 +120,7 @@ def test_what_a_jump_is(tmp_path):
 def test_a_step_run_twice_gives_the_same_and_changes_nothing(tmp_path):
     linear.run(tmp_path / "twice", config(num_steps=20, repeat_every=3))
     linear.run(tmp_path / "once", config(num_steps=20))
-    runs.assert_same_runs(tmp_path / "twice", tmp_path / "once")
+    trainings.assert_same_runs(tmp_path / "twice", tmp_path / "once")
 
 
 @pytest.mark.parametrize("value", [pytest.param(0.25, marks=pytest.mark.slow), 5e-8])

@@ -13,9 +13,9 @@ import jobs
 import linear
 import numpy as np
 import pytest
+import trainings
 from orbax.checkpoint._src.path import atomicity
 
-import runs
 from walt.config import ConfigError
 from walt.training.checkpoint import restore_parts
 from walt.training.config import SavingConfig
@@ -69,7 +69,7 @@ def test_a_run_killed_at_random_times_ends_as_if_nothing_had_happened(tmp_path):
         kills += 1
     assert kills >= 3
     linear.run(tmp_path / "straight", linear.make_config(**settings))
-    runs.assert_same_runs(tmp_path / "run", tmp_path / "straight")
+    trainings.assert_same_runs(tmp_path / "run", tmp_path / "straight")
 
 
 def test_what_a_run_killed_inside_a_save_leaves_is_cleaned_and_never_loaded(tmp_path):
@@ -83,7 +83,7 @@ def test_what_a_run_killed_inside_a_save_leaves_is_cleaned_and_never_loaded(tmp_
     linear.run(workdir, linear.make_config(**settings))
     assert not half.exists() and steps(workdir) == [10, 20, 24]
     linear.run(tmp_path / "straight", linear.make_config(**settings))
-    runs.assert_same_runs(workdir, tmp_path / "straight")
+    trainings.assert_same_runs(workdir, tmp_path / "straight")
 
 
 def flip(file):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import linear
 import numpy as np
 import pytest
+import trainings
 
-import runs
 from walt.config import ConfigError, to_config_dict
 from walt.parallel.config import MeshConfig
 from walt.training.budget import steps_for_budget
@@ -88,7 +88,7 @@ def test_resuming_is_exact(tmp_path):
     resumed = linear.run(tmp_path / "resumed", config, loader=loader, evaluators=[Counting()])
     assert loader.asked == list(range(21, 33))
     assert_equal(straight, resumed)
-    expected, found = (runs.without_times(read_metrics(tmp_path / name)) for name in ("straight", "resumed"))
+    expected, found = (trainings.without_times(read_metrics(tmp_path / name)) for name in ("straight", "resumed"))
     assert expected == found
     assert [record["step"] for record in found if "loss" in record] == [4, 8, 12, 16, 20, 24, 28, 32, 33]
 
