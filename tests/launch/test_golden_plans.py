@@ -77,6 +77,9 @@ def test_a_stale_plan_is_told_and_says_why(plans, tmp_path, monkeypatch, capsys)
 
 def test_plans_that_are_present_are_not_made_again(plans, tmp_path, monkeypatch):
     made: list[str] = []
+    text = plans.SMALL.file.read_text()
+    monkeypatch.setattr(plans, "FOLDER", tmp_path)
+    plans.SMALL.file.write_text(text)
 
     def run(command, cwd):
         made.extend(part for part in command if part.startswith("--json="))
