@@ -1,13 +1,9 @@
-"""Two hosts, as two processes with one device each."""
+"""Two hosts, as two processes."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
+import jobs
 import linear
 import numpy as np
 import pytest
@@ -15,24 +11,9 @@ import pytest
 from walt.training.checkpoint import restore_parts
 from walt.training.metrics import read_metrics
 
-ROOT = Path(__file__).parents[2]
-
 
 def run_two(workdir, devices=1, **settings):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    shared = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    shared |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    command = [sys.executable, linear.__file__, str(workdir), json.dumps(settings)]
-    processes = [
-        subprocess.Popen(command, env=shared | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    jobs.run([linear.__file__, str(workdir), json.dumps(settings)], devices=devices)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The TPU kernel, interpreted, against XLA's operations and against attention written out; and that programs for TPUs hold it."""
 
-import functools
 import importlib.util
 from types import SimpleNamespace
 
@@ -145,7 +144,13 @@ def test_each_device_runs_the_kernel_on_its_rows_windows_and_heads(grid, window,
     )
     rows, cotangent = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), (tokens, cotangent))
     monkeypatch.setattr(attention, "supports", lambda *_, **__: True)
-    monkeypatch.setattr(attention, "attend_in_windows", functools.partial(attend_in_windows, interpret=True))
+    of_a_device = set()
+
+    def kernel(tokens, shared, **options):
+        of_a_device.add(tokens.query.shape)
+        return attend_in_windows(tokens, shared, interpret=True, **options)
+
+    monkeypatch.setattr(attention, "attend_in_windows", kernel)
 
     def on_tpu(tokens, shared):
         return attention._attend_on_tpu(tokens, shared, heads=4, norm=True, windows=windows)
@@ -159,9 +164,12 @@ def test_each_device_runs_the_kernel_on_its_rows_windows_and_heads(grid, window,
         )
 
     expected = run(operations)(rows, shared, cotangent)
+    of_a_device.clear()  # what was traced for the reference
     mesh = make_mesh(MeshConfig(data=2, context=2, tensor=2))
     with jax.set_mesh(mesh):
         found = run(on_tpu)(*jax.device_put((rows, shared, cotangent), replicated(mesh)))
+    per_row, queries = (windows.number // 2, windows.tokens) if by == "windows" else (1, windows.tokens // 2)
+    assert of_a_device == {(2 * per_row, queries, 32)}  # half of the rows, of the windows or queries, and of the width
     real = [(a, b) for a, b in zip(found, expected, strict=True) if a.dtype != jax.dtypes.float0]
     assert_close(*([np.asarray(x) for x in side] for side in zip(*real)), 3e-5)
 
