@@ -176,17 +176,16 @@ def tokens(config: TransformerConfig, features: int) -> jax.Array:
 
 
 def alone(config: TransformerConfig, sizes: Sequence[Size3]) -> tuple[Callable[..., list[jax.Array]], object]:
-    """Scores, softmax and mixing, cut into windows and put back as in the layers: with one scale per feature in place of projections."""
+    """Scores, softmax and mixing of windows in their grid, as in the layers: with one scale per feature in place of projections."""
 
     def run(inputs: tuple) -> list[jax.Array]:
         (scales_of_layers, x), outputs = inputs, []
         for size, scales in zip(sizes, scales_of_layers):
             windows = Windows(config.latent_shape, size)
-            cut = windows.split(x)
-            query, key, value = (cut * scale for scale in scales)
+            own = jnp.concatenate([x * scale for scale in scales], axis=-1)
             none = jnp.zeros((1, config.width))
-            tokens, shared = Tokens(query, (key,), (value,)), Shared((none, none, none), none + 1)
-            outputs.append(windows.merge(attend(tokens, shared, heads=config.heads)))
+            shared = Shared((none, none, none), none + 1)
+            outputs.append(attend(Tokens(own), shared, windows, heads=config.heads))
         return outputs
 
     # Scales of its own for each layer: of two equal ones the compiler would compute one.

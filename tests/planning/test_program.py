@@ -235,6 +235,37 @@ def test_a_collective_spread_over_fusions_is_one_and_is_hidden_by_what_carries_i
     assert [each.count for each in parse_program(CHAIN).collectives({"fsdp": 8})] == [2, 1, 1]
 
 
+ON_SPARSE_CORES = """HloModule example
+
+%gather.1 (p.0: bf16[8]) -> bf16[64] {
+  %p.0 = bf16[8]{0} parameter(0)
+  ROOT %all-gather.1 = bf16[64]{0} all-gather(%p.0), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+}, execution_thread="sparsecore"
+
+%async.1 (p.1: bf16[8]) -> bf16[64] {
+  %p.1 = bf16[8]{0} parameter(0)
+  ROOT %call.1 = bf16[64]{0} custom-call(%p.1), custom_call_target="any", called_computations={%gather.1}
+}, execution_thread="sparsecore"
+
+ENTRY %main.1 (a: bf16[8]) -> bf16[64] {
+  %a = bf16[8]{0} parameter(0)
+  %gather-start = ((), (), (s32[64]{0})) async-start(), async_execution_thread="sparsecore", calls=%async.1
+  %early = bf16[8]{0} copy(%a), CYCLES1000
+  %gather-update = ((bf16[8]{0}), bf16[64]{0}, (s32[64]{0})) async-update(%gather-start, %a)
+  %beside = bf16[8]{0} copy(%a), CYCLES300
+  %gather-done = bf16[64]{0} async-done(%gather-update)
+  ROOT %late = bf16[64]{0} copy(%gather-done), CYCLES1000
+}
+"""
+ON_SPARSE_CORES = re.sub(r"CYCLES(\d+)", r'backend_config={"estimated_cycles":"\1"}', ON_SPARSE_CORES)
+
+
+def test_a_collective_on_sparse_cores_goes_on_from_its_update_which_has_the_operands():
+    (transfer,) = parse_program(ON_SPARSE_CORES).transfers({"fsdp": 8})
+    assert (transfer.kind, transfer.axis, transfer.bytes) == ("all-gather", "fsdp", 64 * 2 * 7 / 8)
+    assert (transfer.runs, transfer.hidden_cycles) == (1, 300)
+
+
 def test_time_that_is_hidden_adds_nothing_to_a_step():
     pod = parse_topology("v5e:2x4")  # 200 GB/s and 1.5e9 cycles a second
     transfer = Transfer("all-gather", "fsdp", 200e3, 10, 0)

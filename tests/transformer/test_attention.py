@@ -7,6 +7,7 @@ import pytest
 
 from walt.transformer import attention
 from walt.transformer.attention import CrossAttention, WindowAttention
+from walt.transformer.windows import Windows
 
 CASES = {
     "spatial": ((2, 4, 4), (1, 2, 2)),
@@ -142,15 +143,14 @@ def test_a_token_moves_its_own_window_only(window, small_config, randomised):
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("scores", [1, 2 * 2 * 3 * 6 * 5, 10**9])
+@pytest.mark.parametrize("scores", [1, 2 * 2 * 3 * 6 * 6, 10**9])
 def test_heads_in_groups_are_heads_at_once_with_gradients(monkeypatch, scores, masked, biased):
     """One head at a time, two, or all six; softmax first, as written."""
     monkeypatch.setattr(attention, "SCORES_IN_CACHE", scores)
     rng = np.random.default_rng(0)
-    query, cotangent = (jnp.asarray(rng.normal(size=(2, 3, 6, 6, 4)), jnp.float32) for _ in range(2))
-    key, value = (jnp.asarray(rng.normal(size=(2, 3, 5, 6, 4)), jnp.float32) for _ in range(2))
-    bias = jnp.asarray(rng.normal(size=(6, 6, 5)), jnp.float32) if biased else None
-    mask = jnp.asarray(rng.random((2, 3, 5)) < 0.7).at[..., 0].set(True) if masked else None
+    query, key, value, cotangent = (jnp.asarray(rng.normal(size=(2, 3, 6, 6, 4)), jnp.float32) for _ in range(4))
+    bias = jnp.asarray(rng.normal(size=(6, 6, 6)), jnp.float32) if biased else None
+    mask = jnp.asarray(rng.random((2, 3, 6)) < 0.7).at[..., 0].set(True) if masked else None
 
     def written_out(query, key, value, bias):
         scores = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key) + (0 if bias is None else bias)
@@ -158,12 +158,12 @@ def test_heads_in_groups_are_heads_at_once_with_gradients(monkeypatch, scores, m
         return jnp.einsum("bwhqk,bwkhd->bwqhd", jax.nn.softmax(scores), value)
 
     def ours(query, key, value, bias):
-        query, key, value = (x.reshape(*x.shape[:3], -1) for x in (query, key, value))
+        own = jnp.concatenate([x.reshape(2, 3, 1, 6, 24) for x in (query, key, value)], axis=-1)
         flags = None if mask is None else mask[:, :, None].astype(jnp.int32)
         none = jnp.zeros((1, 24))
         shared = attention.Shared((none, none, none), none + 1, bias)
-        tokens = attention.Tokens(query, (key,), (value,), flags)
-        return attention.attend(tokens, shared, heads=6).reshape(2, 3, 6, 6, 4)
+        windows = Windows((3, 1, 6), (1, 1, 6))
+        return attention.attend(attention.Tokens(own, None, flags), shared, windows, heads=6).reshape(2, 3, 6, 6, 4)
 
     found, expected = (
         jax.jit(lambda *inputs, f=f: (f(*inputs), jax.vjp(f, *inputs)[1](cotangent)))(query, key, value, bias)

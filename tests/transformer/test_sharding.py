@@ -164,7 +164,7 @@ def collectives(config, rows=8, **sizes):
 
 
 SMALL = dataclasses.replace(CONFIG, dtype="float32", depth=2)  # one S/ST pair, whose stack is a loop of one
-FRAME = (8, 3, 64, 32)  # keys or values of a whole frame: an S window, and what cross-attention reads
+FRAME = (8, 3, 1, 64, 32)  # keys or values of a whole frame: an S window, and what cross-attention reads
 
 
 def test_data_parallel_layers_do_not_communicate():
@@ -175,7 +175,9 @@ def test_fsdp_gathers_weights_and_leaves_activations_where_they_are():
     kinds, shapes = collectives(SMALL, fsdp=8)
     assert set(kinds) == {"all-gather"}
     sizes = {leaf.size for leaf in jax.tree.leaves(loss_and_gradients(SMALL)[0].abstract_params)}
-    assert all(np.prod(shape) in sizes for shape in shapes), shapes
+    together = [SMALL.width**2 * maps for maps in (3, 2)]  # queries, keys and values of tokens; keys and values of words
+    assert all(np.prod(shape) in {*sizes, *together} for shape in shapes), shapes
+    assert sum(np.prod(shape) == together[0] for shape in shapes) == 4, "self- and cross-attention of two layers"
 
 
 def test_context_gathers_keys_and_values_of_frames_and_moves_tokens_to_windows_that_are_no_bands():

@@ -20,15 +20,25 @@ def test_merge_undoes_split(grid, window):
     windows = Windows(grid, window)
     x = np.arange(2 * np.prod(grid) * 4, dtype=np.float32).reshape(2, *grid, 4)
     cut = windows.split(x)
-    assert cut.shape == (2, np.prod(windows.counts), windows.tokens, 4)
+    assert cut.shape == (2, *windows.apart.grid, 4)
     np.testing.assert_array_equal(windows.merge(cut), x)
+
+
+@pytest.mark.parametrize("grid, window", [each for each in GRIDS if not any(Windows(*each).padding)])
+def test_heads_of_windows_are_those_of_windows_apart(grid, window):
+    windows = Windows(grid, window)
+    x = np.arange(2 * np.prod(grid) * 6, dtype=np.float32).reshape(2, *grid, 6)
+    by_head = np.asarray(windows.by_head(x, 3))
+    apart = np.asarray(windows.split(x)).reshape(2, windows.number, windows.tokens, 3, 2)
+    np.testing.assert_array_equal(by_head, apart.transpose(3, 0, 1, 2, 4))
+    np.testing.assert_array_equal(windows.of_heads(by_head), x)
 
 
 @pytest.mark.parametrize("grid, window", GRIDS)
 def test_every_window_holds_the_tokens_of_its_box(grid, window):
     windows = Windows(grid, window)
     token = np.arange(1, np.prod(grid) + 1, dtype=np.float32).reshape(1, *grid, 1)  # 0 is padding
-    cut = np.asarray(windows.split(token))[0, ..., 0]
+    cut = np.asarray(windows.split(token))[0, :, 0, :, 0]
     size = windows.window
     frames, rows, columns = (range(0, side, step) for side, step in zip(grid, size))
     boxes = [(frame, row, column) for row, frame, column in itertools.product(rows, frames, columns)]
@@ -43,10 +53,16 @@ def test_every_window_holds_the_tokens_of_its_box(grid, window):
 def test_what_belongs_to_a_frame_reaches_its_windows(given):
     windows = Windows((3, 4, 4), (1, 2, 2))
     frame = np.arange(3.0).repeat(16).reshape(1, 3, 4, 4, 1)
-    of_windows = np.asarray(windows.split(frame))[0, :, 0, 0]
+    of_windows = np.asarray(windows.split(frame))[0, :, 0, 0, 0]
     np.testing.assert_array_equal(of_windows, [0, 0, 1, 1, 2, 2] * 2)  # a band of rows after the other
     spread = np.asarray(windows.of_frames(np.arange(given, dtype=np.float32).reshape(1, given)))[0]
     np.testing.assert_array_equal(spread, of_windows if given == 3 else np.zeros(12))
+
+
+def test_tokens_stay_in_their_grid_where_whole_bands_of_windows_lie_on_each_device():
+    assert Windows((3, 8, 4), (3, 2, 4)).lie_in_grid(4)
+    assert not Windows((3, 8, 4), (3, 4, 4)).lie_in_grid(4)
+    assert not Windows((3, 7, 4), (3, 4, 4)).lie_in_grid(1), "padded"
 
 
 def test_what_is_divided_over_devices():

@@ -61,7 +61,7 @@ def plan_training(experiment: ExperimentConfig, topology: Topology) -> Plan:
         experiment.training.num_steps,
         (*((PREPARED,) if frozen else ()), *((OFFLOADED,) if _offloads(experiment) else ())),
     )
-    options = compiler_options(mesh)
+    options = compiler_options(mesh, on_sparse_cores=experiment.training.collectives_on_sparse_cores)
     return make_plan(lowered, work, topology=topology, mesh=dict(mesh.shape), kinds=KINDS, options=options)
 
 

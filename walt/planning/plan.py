@@ -157,7 +157,7 @@ def make_plan(
         "versions": {name: _version(name) for name in ("jax", "libtpu")},
     }
     try:
-        compiled = lowered.compile()
+        compiled, text = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         needed = memory_in(str(error))
         if needed is None:
@@ -173,7 +173,7 @@ def make_plan(
             unmodelled=(),
             compile_seconds=time.monotonic() - began,
         )
-    took, program = time.monotonic() - began, parse_program(_text(lowered, compiled))
+    took, program = time.monotonic() - began, parse_program(text)
     return Plan(
         **common,
         **_memory(compiled.memory_analysis(), limit),
@@ -184,15 +184,12 @@ def make_plan(
     )
 
 
-def _text(lowered: Any, compiled: Any) -> str:
-    """The compiled program. JAX cannot read one whose gathers run on SparseCores: it is compiled again, for its compiler to write it down."""
-    try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        with tempfile.TemporaryDirectory() as folder:
-            lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-            (file,) = Path(folder).glob("*.after_codegen.txt")
-            return file.read_text(encoding="utf-8")
+def _compile(lowered: Any) -> tuple[Any, str]:
+    """The compiled program and its text, as its compiler writes it down: JAX cannot read what runs on SparseCores."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        written = list(Path(folder).glob("*.after_codegen.txt"))
+        return compiled, written[0].read_text(encoding="utf-8") if written else compiled.as_text()
 
 
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")

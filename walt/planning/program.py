@@ -233,8 +233,15 @@ class Program:
         """The collectives that an instruction is or holds, each with the name of the computation that holds it."""
         if _is_collective(line):
             return [(line, "")]
-        parts = line.called("calls") if line.opcode in ("fusion", "async-start") else []
+        parts = self._parts(line) if line.opcode in ("fusion", "async-start") else ()
         return [(inner, part) for part in parts for inner in self.computations.get(part, ()) if _is_collective(inner)]
+
+    def _parts(self, line: Instruction) -> Iterator[str]:
+        """The computations that an instruction is made of; what runs on SparseCores is a call within a call."""
+        for name in (*line.called("calls"), *line.called("called_computations")):
+            yield name
+            for inner in self.computations.get(name, ()):
+                yield from self._parts(inner)
 
     def _transfer(
         self, line: Instruction, inside: str, times: float, mesh: Mapping[str, int], beside: float
@@ -283,12 +290,23 @@ def _identity(line: Instruction, collective: Instruction) -> str:
 
 
 def _awaited(lines: Sequence[Instruction], start: int) -> range:
-    """Where the instructions stand that are scheduled between the start of a collective and its done; none if it has no done."""
+    """Where the instructions stand that are scheduled while a collective goes on, until its done; none if it has no done.
+
+    One on SparseCores is begun by its update, which has the operands; its start only sends the program there.
+    """
     if not lines[start].opcode.endswith("-start"):
         return range(0)
-    waits = re.compile(rf"-done\(.*%{re.escape(lines[start].name)}(?![\w.\-])")
-    done = next((n for n in range(start + 1, len(lines)) if waits.search(lines[n].text)), start + 1)
-    return range(start + 1, done)
+    update = _next_with(lines, start, "async-update")
+    begun = start if update is None else update
+    done = _next_with(lines, begun, "-done")
+    return range(begun + 1, begun + 1 if done is None else done)
+
+
+def _next_with(lines: Sequence[Instruction], place: int, opcode: str) -> int | None:
+    """Where the first instruction stands that ends so in its opcode and is given what that at `place` gives."""
+    name = lines[place].name
+    after = range(place + 1, len(lines))
+    return next((n for n in after if lines[n].opcode.endswith(opcode) and name in lines[n].operands), None)
 
 
 def kind(op_name: str, kind_of: Mapping[str, str]) -> str | None:

@@ -124,6 +124,8 @@ class TrainingConfig:
     `clip_norm`: largest l2 norm of the gradients of one parameter group; None turns clipping off. `ema_decay`: decay of
     the moving average of parameters; None keeps none; the groups in `ema_excluded` never have one. `max_skipped_steps`:
     so many updates in a row may be skipped for non-finite gradients before the run stops.
+    `collectives_on_sparse_cores`: TPUs that have SparseCores (from v5p on, but for v5e) exchange weights and gradients
+    there, while the rest of the chip computes.
     """
 
     num_steps: int = 100_000
@@ -138,6 +140,7 @@ class TrainingConfig:
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    collectives_on_sparse_cores: bool = True
     anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     saving: SavingConfig = field(default_factory=SavingConfig)

@@ -69,7 +69,7 @@ def make_train_step(task: Task, config: TrainingConfig, mesh: Mesh, axes: Parame
         in_shardings=(shardings, batch_sharding(mesh), *[replicated(mesh)] * scalars),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh),
+        compiler_options=compiler_options(mesh, on_sparse_cores=config.collectives_on_sparse_cores),
     )
 
 

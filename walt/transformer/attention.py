@@ -7,13 +7,23 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from walt.parallel.activations import axis_size, constrain, on_each_device
 from walt.transformer.config import Size3, TransformerConfig
-from walt.transformer.layers import Initializer, Linear, NormScale, at_least_float32, head_norm, xavier, zeros
+from walt.transformer.layers import (
+    Initializer,
+    Linear,
+    NormScale,
+    at_least_float32,
+    head_norm,
+    part_of,
+    side_by_side,
+    xavier,
+    zeros,
+)
 from walt.transformer.window_kernel import Shared, Tokens, attend_in_windows, supports
 from walt.transformer.windows import RelativePositionBias, Windows
 
@@ -23,14 +33,14 @@ SCORES_IN_CACHE = (
 
 
 def attend(
-    tokens: Tokens, shared: Shared, *, heads: int, norm: bool = False, windows: Windows | None = None
-) -> Float[Array, "B W n d"]:
-    """Dense attention inside every window of every row; `windows` says what is divided over the devices of a mesh.
+    tokens: Tokens, shared: Shared, windows: Windows, *, heads: int, norm: bool = False
+) -> Float[Array, "B T H W d"]:
+    """Dense attention inside every window of every row. `windows` fill the grid of the tokens.
 
     With `norm`, queries and keys are normalised per head. Norms, scores and softmax are at least float32.
     """
-    by_head = partial(_attend_by_head, heads=heads, norm=norm)
-    on_tpu = partial(_attend_on_tpu, heads=heads, norm=norm, windows=windows)
+    by_head = partial(_attend_by_head, windows=windows, heads=heads, norm=norm)
+    on_tpu = partial(_attend_on_tpu, windows=windows, heads=heads, norm=norm)
     return jax.lax.platform_dependent(
         tokens,
         shared,
@@ -40,49 +50,65 @@ def attend(
     )
 
 
-def _attend_on_tpu(tokens: Tokens, shared: Shared, *, heads: int, norm: bool, windows: Windows | None) -> Array:
+def _attend_on_tpu(tokens: Tokens, shared: Shared, *, windows: Windows, heads: int, norm: bool) -> Array:
     """In the kernel where a core's memory holds a window with its scores, on each device for its own rows, windows and heads."""
-    tensor = axis_size("heads")
-    by = None if windows is None else windows.divided_over(axis_size("context"))
-    queries_over = axis_size("context") if by == "queries" else 1
-    if not supports(tokens, shared, heads_over=tensor, queries_over=queries_over) or (
-        by == "queries" and tokens.identity is not None
-    ):
-        return _attend_by_head(tokens, shared, heads=heads, norm=norm, mix_heads=mix)
-    window, place = ("context" if by == each else None for each in ("windows", "queries"))
-    query, key, per_window = (
-        ("batch", window, place, "heads"),
-        ("batch", window, None, "heads"),
-        ("batch", window, None, None),
+    tensor, (frames, rows, places) = axis_size("heads"), axes_of(windows)
+    if places is not None or not supports(tokens, shared, windows, heads_over=tensor):
+        if windows == windows.apart:
+            return _attend_by_head(tokens, shared, windows=windows, heads=heads, norm=norm, mix_heads=mix)
+        # Whole tiles, if not where they lie in the grid.
+        words = None if tokens.caption is None else windows.of_frames(tokens.caption)
+        apart = tokens._replace(own=windows.split(tokens.own), caption=words)
+        return windows.merge(_attend_on_tpu(apart, shared, windows=windows.apart, heads=heads, norm=norm))
+    own = ("batch", frames, rows, None, "heads")
+    of_frames = None if tokens.caption is None or tokens.caption.shape[1] == 1 else frames
+    axes = (
+        Tokens._make(
+            (own, ("batch", of_frames, None, "heads"), ("batch", rows or frames, None, None), ("batch", None, None))
+        ),
+        Shared._make((((None, "heads"),) * 3, (None, "heads"), ("heads", None, None))),
     )
-    vector = (None, "heads")
 
     def kernel(tokens: Tokens, shared: Shared) -> Array:
-        by_window = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tokens)
-        return attend_in_windows(by_window, shared, heads=heads // tensor, norm=norm).reshape(tokens.query.shape)
+        (t, h, w), window = tokens.own.shape[1:4], windows.window
+        return attend_in_windows(tokens, shared, Windows((t, h, w), window), heads=heads // tensor, norm=norm)
 
-    axes = (
-        Tokens._make((query, (key,) * len(tokens.key), (key,) * len(tokens.value), per_window, per_window)),
-        Shared._make(((vector,) * 3, vector, ("heads", place, None))),
-    )
-    return on_each_device(kernel, (tokens, shared), axes, query)
+    return on_each_device(kernel, (tokens, shared), axes, own)
 
 
 def _attend_by_head(
-    tokens: Tokens, shared: Shared, *, heads: int, norm: bool, mix_heads: Callable[..., Array]
+    tokens: Tokens,
+    shared: Shared,
+    *,
+    windows: Windows,
+    heads: int,
+    norm: bool,
+    mix_heads: Callable[..., Array],
 ) -> Array:
-    parts = ((tokens.query,), tokens.key, tokens.value)
-    query, key, value = (
-        jnp.concatenate(part, axis=2) + offset.astype(part[0].dtype)
-        for part, offset in zip(parts, shared.offsets, strict=True)
-    )
-    if norm:
-        query, key = head_norm(query, heads), head_norm(key, heads).astype(key.dtype)
-    query = (at_least_float32(query) * shared.scale).astype(value.dtype)
-    q, k, v = (jnp.moveaxis(x.reshape(*x.shape[:-1], heads, -1), -2, 0) for x in (query, key, value))
+    parts: list[Array] = []
+    for part, offset in enumerate(shared.offsets):
+        own = part_of(tokens.own, part, 3)
+        # Keys and values of whole windows: gathered where queries are divided, and computed first, or all devices would compute all of them.
+        own = divided(divided(own, windows, "heads"), windows, "heads", whole=part > 0) + offset.astype(own.dtype)
+        words = None
+        if tokens.caption is not None and part:
+            words = part_of(tokens.caption, part - 1, 2) + offset.astype(own.dtype)
+        if norm and part < 2:
+            own, words = (x if x is None else head_norm(x, heads).astype(x.dtype) for x in (own, words))
+        if part == 0:
+            own = (at_least_float32(own) * shared.scale).astype(tokens.own.dtype)
+        own = windows.by_head(own, heads)
+        if words is not None:
+            words = jnp.moveaxis(windows.of_frames(words).reshape(*own.shape[1:3], -1, heads, own.shape[-1]), -2, 0)
+            own = jnp.concatenate([own, words], axis=3)
+        parts.append(own)
+    query, key, value = parts
     mask = None if tokens.mask is None else tokens.mask[:, :, 0] > 0
-    mixed = jnp.moveaxis(mix_heads(q, k, v, shared.bias, mask), 0, -2).reshape(query.shape)
-    return mixed if tokens.identity is None else jnp.where(tokens.identity[..., :1] > 0, value, mixed)
+    mixed = windows.of_heads(mix_heads(query, key, value, shared.bias, mask))
+    if tokens.identity is None:
+        return mixed
+    own = part_of(tokens.own, 2, 3)
+    return jnp.where(tokens.identity[..., None, None] > 0, own + shared.offsets[2].astype(own.dtype), mixed)
 
 
 def mix(
@@ -131,22 +157,25 @@ def by_rows(x: Float[Array, "B T H W d"]) -> Float[Array, "B T H W d"]:
     return constrain(x, "batch", None, "context", None, None)
 
 
-def divided(x: Float[Array, "B W n d"], windows: Windows, features: str | None = None) -> Float[Array, "B W n d"]:
-    """With its windows, or the places in each, divided over the devices of one example.
+def axes_of(windows: Windows) -> tuple[str | None, str | None, str | None]:
+    """Which axis of the grid of windows is divided over the devices of one example: rows, in whole bands of windows; or, of windows one after another,
+    these; or the tokens of each."""
+    devices, counts = axis_size("context"), windows.counts
+    if counts[1] % devices == 0:
+        return None, "context", None
+    return ("context", None, None) if counts[0] % devices == 0 else (None, None, "context")
+
+
+def divided(
+    x: Float[Array, "B T H W d"], windows: Windows, features: str | None = None, *, whole: bool = False
+) -> Float[Array, "B T H W d"]:
+    """With tokens divided over the devices of one example as `axes_of` says; `whole`: in whole windows.
 
     Said of what products give as well as of what they are given: where the compiler was left to find it out, it summed the gradient of weights over
     `context` and forgot the rows (jax 0.10.2).
     """
-    by = windows.divided_over(axis_size("context"))
-    window, place = ("context" if by == each else None for each in ("windows", "queries"))
-    return constrain(x, "batch", window, place, features)
-
-
-def whole_windows(x: Float[Array, "B W n d"], windows: Windows) -> Float[Array, "B W n d"]:
-    """Keys or values of whole windows: gathered where only queries are divided."""
-    # As it was computed first, or the compiler gathers tokens instead, and each device projects all of them.
-    x, by = divided(x, windows, "heads"), windows.divided_over(axis_size("context"))
-    return constrain(x, "batch", "context" if by == "windows" else None, None, "heads")
+    frames, rows, places = axes_of(windows)
+    return constrain(x, "batch", frames, rows, None if whole else places, features)
 
 
 class Attention(nnx.Module):
@@ -164,34 +193,44 @@ class Attention(nnx.Module):
 
     def attend(
         self,
-        tokens: Float[Array, "B W n d"],
+        x: Float[Array, "B T H W d"],
         windows: Windows,
         *,
         text: Float[Array, "B G L d"] | None = None,
+        text_mask: Bool[Array, "B G L"] | None = None,
         bias: Float[Array, "heads n m"] | None = None,
-        mask: Bool[Array, "#B W m"] | None = None,
         identity: Bool[Array, " B"] | None = None,
-    ) -> Float[Array, "B W n d"]:
-        """What tokens see of their window and of the text of its frame, projected. `mask` is over both; `identity` is of rows."""
-
-        def parts(project: Linear) -> tuple[Array, ...]:
-            own = whole_windows(project.product(tokens), windows)
-            return (own,) if text is None else (own, windows.of_frames(project.product(text)))
-
-        def per_window(flags: Array, size: int) -> Array:
-            return jnp.broadcast_to(flags, (*tokens.shape[:2], size))[:, :, None].astype(jnp.int32)
-
+    ) -> Float[Array, "B T H W d"]:
+        """What tokens see of their window and of the text of its frame, projected; rows of `identity` see nothing but themselves."""
+        mask = self._mask(len(x), windows, text_mask)
+        in_grid, x = windows.lie_in_grid(axis_size("context")), by_rows(x)
+        laid, tokens = (windows, x) if in_grid else (windows.apart, windows.split(x))
+        own = side_by_side(divided(tokens, laid), (self.query, self.key, self.value))
+        caption = None if text is None else side_by_side(text, (self.key, self.value))
         inputs = Tokens(
-            divided(self.query.product(tokens), windows, "heads"),
-            parts(self.key),
-            parts(self.value),
-            None if mask is None else per_window(mask, mask.shape[-1]),
-            None if identity is None else per_window(identity[:, None, None], 1),
+            divided(own, laid, "heads"),
+            caption if in_grid or caption is None else windows.of_frames(caption),
+            mask,
+            None if identity is None else identity[:, None, None].astype(jnp.int32),
         )
         offsets = self.query.offset[None], self.key.offset[None], self.value.offset[None]
         shared = Shared(offsets, self.scale[None], bias)
-        mixed = attend(inputs, shared, heads=self.heads, norm=self.query_norm is not None, windows=windows)
-        return divided(self.out(checkpoint_name(mixed, "attention")), windows)
+        mixed = attend(inputs, shared, laid, heads=self.heads, norm=self.query_norm is not None)
+        mixed = divided(self.out.kept_product(mixed, "attention"), laid)
+        return by_rows(mixed if in_grid else windows.merge(mixed)) + self.out.offset.astype(mixed.dtype)
+
+    def _mask(
+        self, rows: int, windows: Windows, text_mask: Bool[Array, "B G L"] | None
+    ) -> Int[Array, "B windows 1 m"] | None:
+        """Over the tokens of a window and the words of its frame; None where all may be seen."""
+        real = windows.token_mask()
+        if real is None and text_mask is None:
+            return None
+        seen = np.ones((windows.number, windows.tokens), bool) if real is None else real
+        mask = jnp.broadcast_to(seen, (rows, *seen.shape))
+        if text_mask is not None:
+            mask = jnp.concatenate([mask, windows.of_frames(text_mask)], axis=-1)
+        return mask[:, :, None].astype(jnp.int32)
 
     @property
     def scale(self) -> Float[Array, " d"]:
@@ -216,11 +255,8 @@ class WindowAttention(Attention):
     ) -> Float[Array, "B T H W d"]:
         """Rows where `identity` is True attend to nothing but themselves: every token's output is its own value, projected."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
-        tokens, real = divided(windows.split(by_rows(x)), windows), windows.token_mask()
-        wide = at_least_float32(tokens).dtype
-        bias = None if self.relative_bias is None else self.relative_bias(windows.window, wide)
-        mask = None if real is None else jnp.asarray(real)[None]
-        return by_rows(windows.merge(self.attend(tokens, windows, bias=bias, mask=mask, identity=identity)))
+        bias = None if self.relative_bias is None else self.relative_bias(windows.window, at_least_float32(x).dtype)
+        return self.attend(x, windows, bias=bias, identity=identity)
 
 
 class CrossAttention(Attention):
@@ -238,7 +274,4 @@ class CrossAttention(Attention):
     ) -> Float[Array, "B T H W d"]:
         """`G` is 1 (one caption for the row) or T (one per frame); `text_mask` is True on real text tokens."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
-        tokens, real = divided(windows.split(by_rows(x)), windows), windows.token_mask()
-        seen_tokens = jnp.broadcast_to(True if real is None else real, tokens.shape[:3])
-        mask = jnp.concatenate([seen_tokens, windows.of_frames(text_mask)], axis=-1)
-        return by_rows(windows.merge(self.attend(tokens, windows, text=text, mask=mask)))
+        return self.attend(x, windows, text=text, text_mask=text_mask)

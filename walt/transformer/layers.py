@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from walt.parallel.activations import axis_size, constrain
@@ -49,14 +50,64 @@ class Linear(nnx.Module):
 
     def product(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """Without the bias, for what adds it later."""
-        y = flat(x).astype(self.dtype) @ constrain(self.kernel[...].astype(self.dtype), *self.axes)
+        return _product(x, self.whole)
+
+    def kept_product(self, x: Float[Array, "*batch i"], name: str) -> Float[Array, "*batch o"]:
+        """`product`, for whose gradient `x` is kept under this name where rematerialisation keeps it.
+
+        What is kept goes into the gradient alone: of what anything else uses as well JAX takes a copy in a pass of its own, rounded again.
+        """
+        y = _product_and_kept(flat(x).astype(self.dtype), checkpoint_name(flat(x).astype(self.dtype), name), self.whole)
         return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    @property
+    def whole(self) -> Float[Array, "i o"]:
+        """The weights as they multiply, gathered from the devices that they are spread over."""
+        return constrain(self.kernel[...].astype(self.dtype), *self.axes)
 
     @property
     def offset(self) -> Float[Array, " o"]:
         """The bias."""
         assert self.bias is not None
         return constrain(self.bias[...], self.axes[1])
+
+
+def side_by_side(x: Float[Array, "*batch i"], maps: Sequence[Linear]) -> Float[Array, "*batch o"]:
+    """The products of `x` with several maps alike, without biases, as one product, which reads `x` once; `part_of` takes them apart.
+
+    Where heads are divided over devices, what each device has of all maps lies side by side.
+    """
+    groups, (size, _) = axis_size("heads"), maps[0].kernel.shape
+    kernels = [each.kernel[...].astype(each.dtype).reshape(size, groups, -1) for each in maps]
+    return _product(x, constrain(jnp.stack(kernels, axis=2).reshape(size, -1), *maps[0].axes))
+
+
+def part_of(x: Float[Array, "*batch o"], part: int, parts: int) -> Float[Array, "*batch d"]:
+    """One of what `side_by_side` has made."""
+    return x.reshape(*x.shape[:-1], axis_size("heads"), parts, -1)[..., part, :].reshape(*x.shape[:-1], -1)
+
+
+def _product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
+    return (flat(x).astype(kernel.dtype) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _product_and_kept(x: Array, kept: Array, kernel: Array) -> Array:
+    """x @ kernel; `kept` has the values of `x`."""
+    return x @ kernel
+
+
+def _product_forward(x: Array, kept: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (kept, kernel)
+
+
+def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, None, Array]:
+    kept, kernel = saved
+    axes = tuple(range(kept.ndim - 1))
+    return gradient @ kernel.T, None, jnp.tensordot(kept, gradient, (axes, axes))
+
+
+_product_and_kept.defvjp(_product_forward, _product_backward)
 
 
 class NormScale(nnx.Module):

@@ -19,13 +19,13 @@ from jaxtyping import Array, Bool, Float
 from walt.transformer.config import Size3
 from walt.transformer.layers import small_normal
 
+COLUMNS = 8  # of a TPU's tile, of bfloat16 too; 16 on tpu7x
+
 
 @dataclass(frozen=True)
 class Windows:
     """How a grid `(T, H, W)` of tokens is cut into windows; a window larger than the grid is clipped to it.
 
-    Tokens are cut into windows before they are projected and put back after the last projection, two copies per layer in place of four; there the
-    last axis is the whole width, which a TPU moves whole (with heads in front of the tokens, the copies took longer than the attention).
     Windows are ordered by (height, time, width), so that those of a band of rows are neighbours: rows that are divided over devices stay where they
     are where bands are not cut.
     """
@@ -58,22 +58,44 @@ class Windows:
         t, h, w = (count * size - side for count, size, side in zip(self.counts, self.window, self.grid, strict=True))
         return t, h, w
 
-    def split(self, x: Float[Array, "B T H W d"]) -> Float[Array, "B windows n d"]:
-        """Cuts the grid into windows."""
+    @property
+    def apart(self) -> Windows:
+        """Of a grid in which these windows, which `split` cuts, lie one after another: `(windows, 1, tokens)`."""
+        return Windows((self.number, 1, self.tokens), (1, 1, self.tokens))
+
+    def lie_in_grid(self, devices: int) -> bool:
+        """Whether tokens can stay in their grid: windows fill it, whole bands of them lie on each of the devices that share its rows, and each has whole
+        tiles of a TPU, which lays columns side by side in eights."""
+        return not any(self.padding) and self.counts[1] % devices == 0 and self.window[2] % COLUMNS == 0
+
+    def split(self, x: Float[Array, "B T H W d"]) -> Float[Array, "B windows 1 n d"]:
+        """Cuts the grid into windows, padded where they reach over its ends."""
         batch, width = x.shape[0], x.shape[-1]
         if any(self.padding):
             x = jnp.pad(x, ((0, 0), *((0, extra) for extra in self.padding), (0, 0)))
         (nt, nh, nw), (t, h, w) = self.counts, self.window
         x = x.reshape(batch, nt, t, nh, h, nw, w, width).transpose(0, 3, 1, 5, 2, 4, 6, 7)
-        return x.reshape(batch, nh * nt * nw, t * h * w, width)
+        return x.reshape(batch, nh * nt * nw, 1, t * h * w, width)
 
-    def merge(self, x: Float[Array, "B windows n d"]) -> Float[Array, "B T H W d"]:
+    def merge(self, x: Float[Array, "B windows 1 n d"]) -> Float[Array, "B T H W d"]:
         """Inverse of `split`; drops the padding."""
         batch, width = x.shape[0], x.shape[-1]
         (nt, nh, nw), (t, h, w) = self.counts, self.window
         x = x.reshape(batch, nh, nt, nw, t, h, w, width).transpose(0, 2, 4, 1, 5, 3, 6, 7)
         x = x.reshape(batch, nt * t, nh * h, nw * w, width)
         return x[:, : self.grid[0], : self.grid[1], : self.grid[2]]
+
+    def by_head(self, x: Float[Array, "B T H W d"], heads: int) -> Float[Array, "heads B windows n e"]:
+        """Tokens of every head and window, in one copy; there must be no padding."""
+        (nt, nh, nw), (t, h, w) = self.counts, self.window
+        x = x.reshape(len(x), nt, t, nh, h, nw, w, heads, -1).transpose(7, 0, 3, 1, 5, 2, 4, 6, 8)
+        return x.reshape(heads, x.shape[1], self.number, self.tokens, -1)
+
+    def of_heads(self, x: Float[Array, "heads B windows n e"]) -> Float[Array, "B T H W d"]:
+        """Inverse of `by_head`."""
+        (nt, nh, nw), (t, h, w) = self.counts, self.window
+        x = x.reshape(*x.shape[:2], nh, nt, nw, t, h, w, -1).transpose(1, 3, 5, 2, 6, 4, 7, 0, 8)
+        return x.reshape(len(x), *self.grid, -1)
 
     def token_mask(self) -> np.ndarray | None:
         """True where a slot of a window holds a token, `[windows, n]`; None when there is no padding."""
@@ -84,7 +106,7 @@ class Windows:
         return real.reshape(nt, t, nh, h, nw, w).transpose(2, 0, 4, 1, 3, 5).reshape(nh * nt * nw, t * h * w)
 
     def of_frames(self, x: Float[Array, "B G *rest"]) -> Float[Array, "B windows *rest"]:
-        """What belongs to a frame (or, with G = 1, to all of them) for each window of one frame."""
+        """What belongs to a frame (or, with G = 1, to all of them) for each window, of one frame."""
         nt, nh, nw = self.counts
         each = jnp.repeat(x, nt // x.shape[1], axis=1)
         spread = jnp.broadcast_to(each[:, None, :, None], (x.shape[0], nh, nt, nw, *x.shape[2:]))
