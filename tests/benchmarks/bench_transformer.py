@@ -199,7 +199,8 @@ def layers(config: TransformerConfig, sizes: Sequence[Size3]) -> tuple[Callable[
 
     def run(inputs: tuple) -> list[jax.Array]:
         weights, x = inputs
-        return [nnx.merge(graph, state)(x) for graph, state in zip(graphs, weights)]
+        layers = [nnx.merge(graph, state) for graph, state in zip(graphs, weights)]
+        return [layer(x, layer.bias(config.latent_shape, jnp.float32)) for layer in layers]
 
     return run, (weights, tokens(config, config.width))
 
