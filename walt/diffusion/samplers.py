@@ -1,4 +1,4 @@
-"""Drawing latents: a solver's steps over a fixed list of times, under one `lax.scan`.
+"""Drawing latents: a solver's steps over a fixed list of times, all in one loop or some at a time.
 
 A `Denoise` function maps (x_t, t, previous_x0) to a prediction. `previous_x0` is the estimate of the last step, zeros
 at first, for denoisers trained with self-conditioning; with guidance it is the guided estimate.
@@ -7,6 +7,7 @@ at first, for denoisers trained with self-conditioning; with guidance it is the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,18 @@ Denoise = Callable[[Array, Array, Array], Array]
 Held = tuple[Float[Array, "b f ..."], Float[Array, "b f ..."]]
 """Clean latents that are known, and 1 where they are."""
 KARRAS_RHO = 7.0
+
+
+class Draft(NamedTuple):
+    """Latents between two steps of a sampler: all that the steps to come need of those taken.
+
+    Attributes:
+      x: the latents at the time of the next step.
+      x0: the clean latents as the last step has estimated them, zeros before the first.
+    """
+
+    x: Float[Array, "b f ..."]
+    x0: Float[Array, "b f ..."]
 
 
 def lay_out(config: SamplerConfig, schedule: Schedule) -> Grid:
@@ -61,6 +74,26 @@ def row_noise(keys: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> Flo
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
+def begin(
+    schedule: Schedule,
+    config: SamplerConfig,
+    shape: tuple[int, ...],
+    keys: jax.Array,
+    *,
+    held: Held | None = None,
+    dtype=jnp.float32,
+) -> Draft:
+    """What the first step of `sample` starts from: noise of each row's key, and what is held with the noise of that time."""
+    grid = lay_out(config, schedule)
+    # What x has of data of unit variance at the first time: 1 where variance is preserved.
+    spread = float(np.hypot(grid.alpha[0], grid.sigma[0]))
+    noise = row_noise(_folded(keys, 0), shape, dtype)
+    start = noise * spread
+    if held is not None:
+        start = jnp.where(held[1] > 0, grid.alpha[0] * held[0] + grid.sigma[0] * noise, start)
+    return Draft(start, jnp.zeros_like(start))
+
+
 def sample(
     denoise: Denoise,
     schedule: Schedule,
@@ -73,7 +106,24 @@ def sample(
     dtype=jnp.float32,
 ) -> Float[Array, "b f ..."]:
     """Latents of `shape` (one row: `(F, h, w, c)`) for each of the `keys` [B]. A row depends on its own key, whatever
-    its neighbours.
+    its neighbours. See `take_steps` for the arguments."""
+    draft = begin(schedule, config, shape, keys, held=held, dtype=dtype)
+    return take_steps(denoise, schedule, config, keys, draft, (0, config.steps), prediction=prediction, held=held).x
+
+
+def take_steps(
+    denoise: Denoise,
+    schedule: Schedule,
+    config: SamplerConfig,
+    keys: jax.Array,
+    draft: Draft,
+    span: tuple[Any, Any],
+    *,
+    prediction: Prediction = "v",
+    held: Held | None = None,
+) -> Draft:
+    """The draft after the steps from `span[0]` up to `span[1]` of `config.steps`; both may be traced, and then one compiled
+    program takes any of them.
 
     What is `held` takes no prediction, since training asks for none there: at every time it is the known latents with the noise of that time, which is
     how the network was shown it, and in the end it is they.
@@ -83,6 +133,7 @@ def sample(
     """
     grid = lay_out(config, schedule)
     numbers, step = SOLVERS[config.solver](grid, schedule, config)
+    shape, dtype = draft.x.shape[1:], draft.x.dtype
 
     def evaluate(x: Array, previous_x0: Array, at: Point) -> tuple[Array, Array]:
         value = denoise(x, jnp.full((keys.shape[0], shape[0]), at.t, dtype), previous_x0).astype(dtype)
@@ -92,21 +143,17 @@ def sample(
         known, where = held
         return jnp.where(where > 0, known, x0), jnp.where(where > 0, (x - at.alpha * known) / at.sigma, noise)
 
-    def advance(carry: tuple[Array, Array], now: tuple) -> tuple[tuple[Array, Array], None]:
-        number, here, after, own = now
-        return step(evaluate, *carry, here, after, own, lambda: row_noise(_folded(keys, number), shape, dtype)), None
-
     here = Point(*(values[:-1] for values in grid))
     laid_out = jax.tree.map(lambda values: jnp.asarray(values, dtype), (here, grid.after(), numbers))
-    # What x has of data of unit variance at the first time: 1 where variance is preserved.
-    spread = float(np.hypot(grid.alpha[0], grid.sigma[0]))
-    noise = row_noise(_folded(keys, 0), shape, dtype)
-    start = noise * spread
-    if held is not None:
-        start = jnp.where(held[1] > 0, grid.alpha[0] * held[0] + grid.sigma[0] * noise, start)
-    each = (jnp.arange(1, config.steps + 1), *laid_out)
-    (latents, _), _ = jax.lax.scan(advance, (start, jnp.zeros_like(start)), each)
-    return latents
+
+    def advance(number: Array, draft: Draft) -> Draft:
+        here, after, own = jax.tree.map(
+            lambda values: jax.lax.dynamic_index_in_dim(values, number, keepdims=False), laid_out
+        )
+        fresh = lambda: row_noise(_folded(keys, number + 1), shape, dtype)  # noqa: E731
+        return Draft(*step(evaluate, *draft, here, after, own, fresh))
+
+    return jax.lax.fori_loop(*span, advance, draft)
 
 
 def _folded(keys: jax.Array, number) -> jax.Array:
