@@ -50,6 +50,7 @@ class Denoiser(nnx.Module):
         1 leaves a token as it is, 0 makes it say nothing. (The interpolation with the empty prompt that Stable Diffusion's front ends
         use, with the vector that this model has learned to read as no text.)
         """
+        assert self.transformer.text is not None  # there are embeddings
         null = self.transformer.text.null_text[...].astype(embeddings.dtype)
         return embeddings + (weights[..., None].astype(embeddings.dtype) - 1) * (embeddings - null)
 

@@ -76,7 +76,8 @@ def lower_sampler(experiment: DiffusionExperiment, mesh: Mesh, rows: int) -> tup
     prompts: Any = None
     if text is not None:
         length = diffusion.caption_length
-        prompts = Text(of_rows(length, text.width), of_rows(length, dtype=jnp.bool_))
+        embeddings, mask = of_rows(length, text.width), of_rows(length, dtype=jnp.bool_)
+        prompts = Text(embeddings, mask)  # type: ignore[arg-type]
     elif transformer.num_classes is not None:
         prompts = of_rows(dtype=jnp.int32)
     given = Given()

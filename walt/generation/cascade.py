@@ -52,6 +52,11 @@ class Cascade:
         return cls([load(path, mesh=mesh) for path in paths], [str(path) for path in paths])
 
     @property
+    def checksums(self) -> tuple[str, ...]:
+        """Those of the stages, see `Pipeline.checksum`."""
+        return tuple(stage.checksum for stage in self.stages)
+
+    @property
     def fps(self) -> float:
         """Frames per second of the videos."""
         return self.stages[0].fps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from walt.generation import programs
 from walt.generation.bundle import Bundle, BundleError, Tree
 from walt.generation.fit import VideoSize, fit, fit_stream
 from walt.generation.given import Given
-from walt.generation.parts import component_of, config_of, place_weights
+from walt.generation.parts import component_of, config_of, model_checksum, place_weights
 from walt.generation.prompts import ClassReader, TextReader
 from walt.generation.request import (
     GenerationError,
@@ -145,6 +146,17 @@ class Pipeline:
             self.low_size = self.video_size._replace(
                 height=self.video_size.height // factor, width=self.video_size.width // factor
             )
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """What tells this model from another: SHA-256 over its weights and all else that its videos depend on, whatever it was loaded
+        from. Every process must ask for it."""
+        configs: list[Any] = [self._autoencoder]
+        weights = {"autoencoder": _as_tree(self._autoencoder_weights)}
+        if self.video_size is not None:
+            configs += [*filter(None, self._generator), self.sampler]
+            weights["generator"] = _as_tree(self._generator_weights)
+        return model_checksum(configs, weights, getattr(self._read_prompts, "tokenizer", b""))
 
     def generate(
         self,
@@ -381,6 +393,10 @@ class Pipeline:
             return sampler
         except ConfigError as error:
             raise GenerationError(str(error)) from error
+
+
+def _as_tree(weights: programs.Weights) -> Tree:
+    return dict(zip(("params", "extra"), weights))
 
 
 def _multiple(number: int, of: int) -> int:

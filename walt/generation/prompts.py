@@ -47,11 +47,15 @@ class TextReader:
 
     A prompt is embedded once, in company that does not depend on the call (one prompt per device), so that it is the same to the bit
     whatever was asked for before.
+
+    Attributes:
+      tokenizer: the bytes of its model.
     """
 
     def __init__(
         self, tokenizer: Tokenizer | WordPiece, config: programs.GeneratorConfig, weights: programs.Weights, mesh: Mesh
     ):
+        self.tokenizer = tokenizer.model_bytes
         self._tokenizer, self._config, self._weights, self._mesh = tokenizer, config, weights, mesh
         self._length = config.diffusion.caption_length
         self._kept: OrderedDict[str, Text] = OrderedDict()

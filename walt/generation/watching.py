@@ -22,7 +22,8 @@ class Moment(NamedTuple):
 
     Attributes:
       step, steps: how many are done, and of how many.
-      preview: makes the videos of the batch as the model guesses them by now; takes a run of the decoder.
+      preview: makes the videos of the batch as the model guesses them by now, in its own size, behind them others that fill the
+        batch up; takes a run of the decoder.
     """
 
     step: int
