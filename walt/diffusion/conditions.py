@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from walt.diffusion.canvas import Canvas, draw_canvas
 from walt.diffusion.configs import DiffusionConfig
 from walt.diffusion.process import Schedule, over_frames
 from walt.training.task import Batch
@@ -44,6 +45,7 @@ class Conditions(NamedTuple):
       class_label: class of each frame; the number of classes stands for none.
       known: clean latents where they are known, zero elsewhere.
       known_mask: 1 where they are.
+      level: highest time of every frame, which a sampler is told and the network is not; see `Canvas`.
       low_resolution: latents of the same video at lower resolution, noised to the time in `scalars`.
       scalars: see `walt.transformer.config.SCALARS`; NaN is not told.
     """
@@ -52,12 +54,19 @@ class Conditions(NamedTuple):
     class_label: Int[Array, "b f"] | None = None
     known: Float[Array, "b f h w c"] | None = None
     known_mask: Float[Array, "b f h w 1"] | None = None
+    level: Float[Array, "b f"] | None = None
     low_resolution: Float[Array, "b f i j c"] | None = None
     scalars: dict[str, Float[Array, "b f"]] | None = None
 
     def counted(self) -> Float[Array, "b f h w 1"] | None:
         """1 where the loss counts: wherever nothing is known. None for everywhere."""
         return None if self.known_mask is None else 1 - self.known_mask
+
+    def canvas(self) -> Canvas | None:
+        """What is known, for a sampler; None where nothing is."""
+        if self.known is None or self.known_mask is None:
+            return None
+        return Canvas(self.known, self.known_mask, self.level)
 
 
 def draw_conditions(
@@ -67,7 +76,7 @@ def draw_conditions(
     x0, is_image = batch["latents"], batch["is_image"]
     of = lambda number: jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)  # noqa: E731
     label = _draw_class(transformer, diffusion, batch, of(0)) if transformer.num_classes is not None else None
-    known, mask = _draw_canvas(diffusion, x0, is_image, of(1)) if transformer.canvas else (None, None)
+    known, mask = draw_canvas(diffusion, x0, is_image, of(1)) if transformer.canvas else (None, None)
     scalars, low_resolution = _draw_scalars(transformer, diffusion, batch, of(2)), None
     if transformer.low_resolution is not None:
         low_resolution, times = _noised(diffusion, schedule, batch["low_resolution"], is_image, of(3))
@@ -75,7 +84,7 @@ def draw_conditions(
         dropped = _per_frame(of(4), is_image, lambda k, n: jax.random.bernoulli(k, rate, (n,)))(times.shape[1])
         low_resolution = jnp.where(over_frames(dropped, low_resolution) > 0, 0.0, low_resolution)
         scalars["low_resolution_time"] = jnp.where(dropped, 1.0, times)  # nothing of it is left
-    return Conditions(None, label, known, mask, low_resolution, scalars)
+    return Conditions(None, label, known, mask, None, low_resolution, scalars)
 
 
 def _draw_class(
@@ -84,23 +93,6 @@ def _draw_class(
     assert transformer.num_classes is not None
     dropped = _per_frame(keys, batch["is_image"], lambda k, n: jax.random.bernoulli(k, diffusion.class_dropout, (n,)))
     return jnp.where(dropped(batch["latents"].shape[1]), transformer.num_classes, batch["class_label"])
-
-
-def _draw_canvas(
-    diffusion: DiffusionConfig, x0: Float[Array, "b f h w c"], is_image: Bool[Array, " b"], keys: jax.Array
-) -> tuple[Float[Array, "b f h w c"], Float[Array, "b f h w 1"]]:
-    """The first frames of some videos (W.A.L.T, section 4)."""
-    counts = jnp.asarray(diffusion.known_frames)
-
-    def draw(key: jax.Array, is_image: Array) -> Array:
-        some, which = jax.random.split(key)
-        drawn = jax.random.bernoulli(some, diffusion.known_rate) & ~is_image
-        return jnp.where(drawn, jax.random.choice(which, counts), 0)
-
-    count = jax.vmap(draw)(keys, is_image)
-    first = jnp.arange(x0.shape[1]) < count[:, None]
-    mask = jnp.broadcast_to(over_frames(first.astype(x0.dtype), x0), (*x0.shape[:-1], 1))
-    return mask * x0, mask
 
 
 def _draw_scalars(

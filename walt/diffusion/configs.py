@@ -17,6 +17,7 @@ LossWeight = Literal["uniform", "snr", "p2", "edm"]
 TimeDistribution = Literal["uniform", "logit_normal", "log_normal"]
 Solver = Literal["ddim", "ddpm", "dpmpp_2m", "heun", "flow_euler", "flow_heun"]
 Spacing = Literal["trailing", "linspace", "leading", "karras"]
+CanvasPattern = Literal["first", "last", "ends", "frames", "gap", "box"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,11 @@ class DiffusionConfig:
         choice).
       class_dropout: the same of class labels, per label.
       scalar_dropout: the same of each number the model is told.
-      known_rate: probability, per video, of training with its first latent frames known; of a model with a canvas.
-      known_frames: how many they are, each as often: 1 is image to video, 2 is prediction.
+      known_rate: probability, per video, of training with a part of it known; of a model with a canvas.
+      known_patterns: what that part is, each as often: its `first` latent frames; the `last`; both `ends`; any `frames`; all but a `gap`; or what
+        lies inside, or outside, of a `box` in space over all frames or some of them.
+      known_frames: how many frames the first, and the last, are, each as often: 1 is image to video, 2 is prediction.
+      unequal_rate: probability, per video, of a time of its own for every latent frame, in place of one for all.
       low_resolution_dropout: probability, per video and still, of training without low resolution: zeros, at time 1.
       low_resolution_max_time: noise on low-resolution latents is drawn at times up to this one.
       class_names: what the classes are called, in the order of their labels; filled in from the data when training starts.
@@ -70,7 +74,9 @@ class DiffusionConfig:
     class_dropout: float = 0.1
     scalar_dropout: float = 0.1
     known_rate: float = 0.25
+    known_patterns: tuple[CanvasPattern, ...] = ("first",)
     known_frames: tuple[int, ...] = (1, 2)
+    unequal_rate: float = 0.0
     low_resolution_dropout: float = 0.0
     low_resolution_max_time: float = 0.3
     class_names: tuple[str, ...] = ()
@@ -99,6 +105,7 @@ class DiffusionConfig:
             "class_dropout",
             "scalar_dropout",
             "known_rate",
+            "unequal_rate",
             "low_resolution_dropout",
         )
         for name in (*rates, "low_resolution_max_time"):
@@ -108,6 +115,12 @@ class DiffusionConfig:
             raise ConfigError(
                 f"known_frames: {self.known_frames} must be numbers of frames, at least one, each at least 1"
             )
+        if not self.known_patterns:
+            raise ConfigError(
+                f"known_patterns is empty, expected any of {', '.join(get_args(CanvasPattern))}; set known_rate=0 for none"
+            )
+        for pattern in self.known_patterns:
+            _check_choice("known_patterns", pattern, CanvasPattern)
         if self.caption_length < 1:
             raise ConfigError(f"caption_length: {self.caption_length} is too short, expected at least 1 token")
 
@@ -145,7 +158,9 @@ class DiffusionConfig:
     def draw_times(
         self, schedule: process.Schedule, key: jax.Array, frames: int, is_image: Array
     ) -> Float[Array, " f"]:
-        """Training times of one batch row in (0, 1]: one draw for a video, one per frame for a stack of images."""
+        """Training times of one batch row in (0, 1]: one draw for a video, one per frame for a stack of images, and for some videos."""
+        if self.unequal_rate > 0:
+            is_image = is_image | jax.random.bernoulli(jax.random.fold_in(key, 1), self.unequal_rate)
         if self.times == "uniform" and schedule.discrete:
             index = jax.random.randint(key, (frames,), 1, process.NUM_TIMESTEPS + 1)
             return jnp.where(is_image, index, index[0]) / process.NUM_TIMESTEPS
@@ -176,6 +191,8 @@ class SamplerConfig:
       churn: of `heun` on the edm schedule: S_churn of Karras et al. 2022; 0 is deterministic.
       churn_range: their (S_tmin, S_tmax), between which noise is added.
       churn_noise: their S_noise.
+      visits: how often each step is taken, with fresh noise to go back by in between (RePaint, Lugmayr et al. 2022): more of them make what is generated
+        agree better with what is known, for a model that was not trained with a canvas.
       guidance: classifier-free guidance scale; 1 is none, 0 ignores the prompt.
       known_guidance: the same for known latents, beside that for the prompt; 1 costs nothing, another value a third branch.
       low_resolution_time: time to which the low resolution that a super-resolution model is given is noised, which hides that
@@ -194,6 +211,7 @@ class SamplerConfig:
     churn: float = 0.0
     churn_range: tuple[float, float] = (0.0, 1e9)
     churn_noise: float = 1.0
+    visits: int = 1
     guidance: float = 1.0
     known_guidance: float = 1.0
     low_resolution_time: float = 0.1
@@ -205,6 +223,8 @@ class SamplerConfig:
     def __post_init__(self):
         if not 1 <= self.steps <= process.NUM_TIMESTEPS:
             raise ConfigError(f"steps: {self.steps} is out of range, expected 1 to {process.NUM_TIMESTEPS}")
+        if not 1 <= self.visits <= 100:
+            raise ConfigError(f"visits: {self.visits} is out of range, expected 1 to 100")
         _check_choice("solver", self.solver, Solver)
         _check_choice("spacing", self.spacing, Spacing)
         for name in ("eta", "guidance_rescale", "low_resolution_time"):
@@ -229,6 +249,11 @@ class SamplerConfig:
         low, high = self.guidance_interval
         if not 0 <= low < high <= 1:
             raise ConfigError(f"guidance_interval: {self.guidance_interval} is not low < high within 0 to 1")
+
+    @property
+    def turns(self) -> int:
+        """Steps that are taken, those that are taken again included."""
+        return self.steps * self.visits
 
     def check_low_resolution(self, diffusion: DiffusionConfig) -> None:
         """Refuses, for a super-resolution model, noise on the low resolution that it has never seen.

@@ -15,15 +15,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from walt.config import ConfigError
+from walt.diffusion.canvas import Canvas
 from walt.diffusion.configs import SamplerConfig
 from walt.diffusion.parameterisation import Prediction, to_x0_and_noise
-from walt.diffusion.process import NUM_TIMESTEPS, Schedule
+from walt.diffusion.process import NUM_TIMESTEPS, Schedule, over_frames
 from walt.diffusion.solvers import SOLVERS, Grid, Point
 
 Denoise = Callable[[Array, Array, Array], Array]
-Held = tuple[Float[Array, "b f ..."], Float[Array, "b f ..."]]
-"""Clean latents that are known, and 1 where they are."""
 KARRAS_RHO = 7.0
+GOING_BACK = 2**30
+"""Added to a step's number for the noise by which it is taken again."""
 
 
 class Draft(NamedTuple):
@@ -80,17 +81,16 @@ def begin(
     shape: tuple[int, ...],
     keys: jax.Array,
     *,
-    held: Held | None = None,
+    canvas: Canvas | None = None,
     dtype=jnp.float32,
 ) -> Draft:
-    """What the first step of `sample` starts from: noise of each row's key, and what is held with the noise of that time."""
+    """What the first turn of `sample` starts from: noise of each row's key, and what is held with the noise of that time."""
     grid = lay_out(config, schedule)
-    # What x has of data of unit variance at the first time: 1 where variance is preserved.
-    spread = float(np.hypot(grid.alpha[0], grid.sigma[0]))
     noise = row_noise(_folded(keys, 0), shape, dtype)
-    start = noise * spread
-    if held is not None:
-        start = jnp.where(held[1] > 0, grid.alpha[0] * held[0] + grid.sigma[0] * noise, start)
+    # What x has of data of unit variance at the first time: 1 where variance is preserved.
+    start = noise * float(np.hypot(grid.alpha[0], grid.sigma[0]))
+    if canvas is not None:
+        start = jnp.where(canvas.mask > 0, grid.alpha[0] * canvas.known + grid.sigma[0] * noise, start)
     return Draft(start, jnp.zeros_like(start))
 
 
@@ -102,13 +102,13 @@ def sample(
     keys: jax.Array,
     *,
     prediction: Prediction = "v",
-    held: Held | None = None,
+    canvas: Canvas | None = None,
     dtype=jnp.float32,
 ) -> Float[Array, "b f ..."]:
     """Latents of `shape` (one row: `(F, h, w, c)`) for each of the `keys` [B]. A row depends on its own key, whatever
     its neighbours. See `take_steps` for the arguments."""
-    draft = begin(schedule, config, shape, keys, held=held, dtype=dtype)
-    return take_steps(denoise, schedule, config, keys, draft, (0, config.steps), prediction=prediction, held=held).x
+    draft = begin(schedule, config, shape, keys, canvas=canvas, dtype=dtype)
+    return take_steps(denoise, schedule, config, keys, draft, (0, config.turns), prediction=prediction, canvas=canvas).x
 
 
 def take_steps(
@@ -120,13 +120,13 @@ def take_steps(
     span: tuple[Any, Any],
     *,
     prediction: Prediction = "v",
-    held: Held | None = None,
+    canvas: Canvas | None = None,
 ) -> Draft:
-    """The draft after the steps from `span[0]` up to `span[1]` of `config.steps`; both may be traced, and then one compiled
+    """The draft after the turns from `span[0]` up to `span[1]` of `config.turns`; both may be traced, and then one compiled
     program takes any of them.
 
-    What is `held` takes no prediction, since training asks for none there: at every time it is the known latents with the noise of that time, which is
-    how the network was shown it, and in the end it is they.
+    What a `canvas` holds takes no prediction, since training asks for none there: at every time it is the known latents with the noise of that time,
+    which is how the network was shown it, and in the end it is they. Frames with a level of their own wait there for the sampler's time.
 
     `denoise` receives x_t [B, *shape], t [B, F] and previous_x0 [B, *shape], and returns the named prediction;
     guidance, if any, is already inside it. Raises `ConfigError` for steps that the schedule does not take.
@@ -134,26 +134,53 @@ def take_steps(
     grid = lay_out(config, schedule)
     numbers, step = SOLVERS[config.solver](grid, schedule, config)
     shape, dtype = draft.x.shape[1:], draft.x.dtype
+    course = None if canvas is None else canvas.course(grid.t, schedule, row_noise(_folded(keys, 0), shape, dtype))
 
     def evaluate(x: Array, previous_x0: Array, at: Point) -> tuple[Array, Array]:
-        value = denoise(x, jnp.full((keys.shape[0], shape[0]), at.t, dtype), previous_x0).astype(dtype)
-        x0, noise = to_x0_and_noise(prediction, value, x, at.alpha, at.sigma)
-        if held is None:
+        time, alpha, sigma = jnp.full((keys.shape[0], shape[0]), at.t, dtype), at.alpha, at.sigma
+        if course is not None and course.level is not None:
+            x, time = course.place(x, at.t), jnp.maximum(course.time(at.t), schedule.first)
+            alpha, sigma = (over_frames(scale(time), x) for scale in (schedule.alpha, schedule.sigma))
+        value = denoise(x, time, previous_x0).astype(dtype)
+        x0, noise = to_x0_and_noise(prediction, value, x, alpha, sigma)
+        if course is None:
             return x0, noise
-        known, where = held
-        return jnp.where(where > 0, known, x0), jnp.where(where > 0, (x - at.alpha * known) / at.sigma, noise)
+        known, held = course.canvas.known, course.canvas.mask > 0
+        return jnp.where(held, known, x0), jnp.where(held, (x - alpha * known) / sigma, noise)
 
     here = Point(*(values[:-1] for values in grid))
-    laid_out = jax.tree.map(lambda values: jnp.asarray(values, dtype), (here, grid.after(), numbers))
+    each = jax.tree.map(lambda values: jnp.asarray(values, dtype), (here, grid.after(), numbers))
+    order, back = _visits(grid, config.visits)
+    turns = (*jax.tree.map(lambda values: values[order], each), back)
 
     def advance(number: Array, draft: Draft) -> Draft:
-        here, after, own = jax.tree.map(
-            lambda values: jax.lax.dynamic_index_in_dim(values, number, keepdims=False), laid_out
+        here, after, own, back = jax.tree.map(
+            lambda values: jax.lax.dynamic_index_in_dim(values, number, keepdims=False), turns
         )
-        fresh = lambda: row_noise(_folded(keys, number + 1), shape, dtype)  # noqa: E731
-        return Draft(*step(evaluate, *draft, here, after, own, fresh))
+        fresh = lambda more: row_noise(_folded(keys, number + 1 + more), shape, dtype)  # noqa: E731
+        x, previous_x0 = draft
+        if config.visits > 1:
+            x = back["keep"] * x + back["fresh"] * fresh(GOING_BACK)
+        if course is None or course.level is None:
+            return Draft(*step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0)))
+        x = course.place(x, here.t)
+        moved = lambda: step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0))  # noqa: E731
+        return Draft(*jax.lax.cond(course.moves(here.t, after.t), moved, lambda: (x, previous_x0)))
 
-    return jax.lax.fori_loop(*span, advance, draft)
+    draft = jax.lax.fori_loop(*span, advance, draft)
+    if course is None:
+        return draft
+    return draft._replace(x=jnp.where(span[1] == config.turns, course.finish(draft.x), draft.x))
+
+
+def _visits(grid: Grid, visits: int) -> tuple[np.ndarray, dict[str, Array]]:
+    """Which step is taken after which, and how x of the time after a step becomes x of the time before it: as the process itself adds noise."""
+    keep = grid.alpha[:-1] / grid.alpha[1:]
+    fresh = np.sqrt(np.maximum(grid.sigma[:-1] ** 2 - (keep * grid.sigma[1:]) ** 2, 0))
+    order = np.repeat(np.arange(len(keep)), visits)
+    again = np.arange(len(order)) % visits > 0
+    back = {"keep": np.where(again, keep[order], 1.0), "fresh": np.where(again, fresh[order], 0.0)}
+    return order, {name: jnp.asarray(values, jnp.float32) for name, values in back.items()}
 
 
 def _folded(keys: jax.Array, number) -> jax.Array:

@@ -13,7 +13,7 @@ from walt.diffusion.conditions import Conditions, TextCondition
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser
 from walt.diffusion.process import network_inputs
-from walt.diffusion.samplers import Draft, Held, begin, take_steps
+from walt.diffusion.samplers import Draft, begin, take_steps
 from walt.parallel.activations import constrain
 
 
@@ -39,7 +39,8 @@ def begin_latents(
 ) -> Draft:
     """What `text_to_latents` starts from."""
     dtype = jnp.dtype(denoiser.config.wide_dtype)
-    return begin(diffusion.make_schedule(shape), sampler, shape, keys, held=_held(given), dtype=dtype)
+    canvas = None if given is None else given.canvas()
+    return begin(diffusion.make_schedule(shape), sampler, shape, keys, canvas=canvas, dtype=dtype)
 
 
 def text_to_latents(
@@ -56,7 +57,7 @@ def text_to_latents(
 ) -> Float[Array, "b f h w c"]:
     """One video's latents of `shape` (F, h, w, c) per prompt; see `take_text_steps` for the arguments."""
     draft = begin_latents(denoiser, keys, shape, diffusion, sampler, given=given)
-    span = (0, sampler.steps)
+    span = (0, sampler.turns)
     options: Any = {"strength": strength, "negative": negative, "given": given}
     latents = take_text_steps(denoiser, prompts, keys, draft, span, diffusion, sampler, **options).x
     return constrain(latents, "batch", None, "context", None, None)
@@ -75,35 +76,41 @@ def take_text_steps(
     negative: Prompts | None = None,
     given: Conditions | None = None,
 ) -> Draft:
-    """The draft of one video per prompt after some of the sampler's steps.
+    """The draft of one video per prompt after some of the sampler's turns.
 
     Args:
       denoiser: bound to its parameters.
       prompts: captions, or labels for a model of classes; None for a model that reads neither.
       keys: one random key per video; a video depends on its own key and conditions only.
       draft: what the steps before have left, or `begin_latents`.
-      span: from which step up to which, of `sampler.steps`; numbers that may be traced.
+      span: from which turn up to which, of `sampler.turns`; numbers that may be traced.
       diffusion: what the denoiser was trained with.
       sampler: steps, solver, guidance.
       strength: replaces `sampler.guidance`; may be a traced scalar, so that one compiled program serves every strength.
         A Python number 1 skips the unconditional branch, and with it half of the work.
       negative: prompts to steer away from, in place of the learned null text or of no class.
-      given: all other conditions: known latents, which are part of the result, low resolution, scalars. Guidance leaves them in, except
-        that `sampler.known_guidance` other than 1 adds a branch without the known latents.
+      given: all other conditions: known latents and levels, see `Canvas`, low resolution, scalars. Guidance leaves them in, except
+        that `sampler.known_guidance` other than 1 adds a branch without the known latents. A denoiser without a canvas is not shown what is known; it sees it
+        with the noise of the time, in place of what it would have made there.
     """
     strength = sampler.guidance if strength is None else strength
-    schedule, frames, held = diffusion.make_schedule(draft.x.shape[1:]), draft.x.shape[1], _held(given)
+    schedule, frames = diffusion.make_schedule(draft.x.shape[1:]), draft.x.shape[1]
     given = Conditions() if given is None else given
+    canvas = given.canvas()
+    shown = None if canvas is None or not denoiser.config.canvas else canvas.shown()
+    given = given._replace(known=None, known_mask=None, level=None)
+    if shown is not None:
+        given = given._replace(known=shown[0], known_mask=shown[1])
 
     def denoise(x_t: Array, t: Array, previous_x0: Array, conditions: Conditions) -> Array:
         x_t = constrain(x_t, "batch", None, "context", None, None)
         seen, time = network_inputs(schedule, x_t, t)
         if diffusion.self_conditioning_rate == 0:  # never trained, whether or not there are channels for it
             previous_x0 = jnp.zeros_like(previous_x0)
-        if held is not None and conditions.known_mask is not None:
-            # The branch that is shown no known frames must not see them in the last estimate either.
-            copies = x_t.shape[0] // held[1].shape[0]
-            hidden = (jnp.concatenate([held[1]] * copies) > 0) & (conditions.known_mask == 0)
+        if canvas is not None and conditions.known_mask is not None:
+            # Who is not shown what is known must not see it in the last estimate either.
+            copies = x_t.shape[0] // canvas.mask.shape[0]
+            hidden = (jnp.concatenate([canvas.mask] * copies) > 0) & (conditions.known_mask == 0)
             previous_x0 = jnp.where(hidden, 0.0, previous_x0)
         return denoiser(seen, time, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), conditions=conditions)
 
@@ -114,20 +121,16 @@ def take_text_steps(
         null = _prompted(denoiser, given, prompts if negative is None else negative, frames, drop=negative is None)
         branches.insert(0, null)
         scales.insert(0, guidance.scale_over_time(sampler, strength))
-    if held is not None and sampler.known_guidance != 1:
-        nothing, nowhere = jax.tree.map(jnp.zeros_like, held)
+    if shown is not None and sampler.known_guidance != 1:
+        nothing, nowhere = jax.tree.map(jnp.zeros_like, shown)
         branches.insert(0, branches[0]._replace(known=nothing, known_mask=nowhere))
         scales.insert(0, guidance.scale_over_time(sampler, sampler.known_guidance))
     if scales:
-        counted = given.counted()
+        counted = None if canvas is None else 1 - canvas.mask
         step = guidance.guided(denoise, branches, scales, rescale=sampler.guidance_rescale, counted=counted)
     else:
         step = guidance.unguided(denoise, conditional)
-    return take_steps(step, schedule, sampler, keys, draft, span, prediction=diffusion.prediction, held=held)
-
-
-def _held(given: Conditions | None) -> Held | None:
-    return None if given is None or given.known is None or given.known_mask is None else (given.known, given.known_mask)
+    return take_steps(step, schedule, sampler, keys, draft, span, prediction=diffusion.prediction, canvas=canvas)
 
 
 def _prompted(denoiser: Denoiser, given: Conditions, prompts: Prompts, frames: int, drop: bool) -> Conditions:

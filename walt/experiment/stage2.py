@@ -69,7 +69,7 @@ def train_diffusion(
     if experiment.init_from is not None and not begun:  # before anything is written
         if tokenizer is not None and frozen is None:
             check_same_tokens(experiment.init_from, tokenizer)
-        weights = initial_weights(experiment.init_from, task.denoiser.abstract_params)
+        weights = initial_weights(experiment.init_from, task.denoiser.abstract_params, experiment.transformer)
 
     def start() -> Initial:
         record_environment(workdir)

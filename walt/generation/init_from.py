@@ -22,6 +22,8 @@ class InitRules:
       path: bundle, work directory or shipped name.
       rename: (pattern, replacement) pairs, applied to each stored path in order.
       skip: parameters that match keep their fresh value, and stored arrays that match (after renaming) are left out.
+      widen: the model takes channels that the stored transformer does not (a canvas, self-conditioning): they start with weights of zero, and so the
+        model as what it was.
       strict: every parameter must be found and every stored array of the components concerned used, unless skipped.
         Otherwise only what fits in name and shape is taken.
     """
@@ -29,6 +31,7 @@ class InitRules:
     path: str
     rename: tuple[tuple[str, str], ...] = ()
     skip: tuple[str, ...] = ()
+    widen: bool = False
     strict: bool = True
 
     def __post_init__(self):

@@ -334,11 +334,11 @@ class Pipeline:
             return programs.sample_latents(*model, weights, prompts, keys, *options)
         *_, given = options
         draft = programs.begin_sampling(*model, weights, keys, given)
-        for first in range(0, sampler.steps, watched.every):
-            last = min(first + watched.every, sampler.steps)
+        for first in range(0, sampler.turns, watched.every):
+            last = min(first + watched.every, sampler.turns)
             span = np.int32(first), np.int32(last)
             draft = programs.sample_some(*model, weights, prompts, keys, *options, draft, span)
-            watched.see(Moment(last, sampler.steps, lambda x0=draft.x0: read(self._decode(x0))))  # type: ignore[misc]
+            watched.see(Moment(last, sampler.turns, lambda x0=draft.x0: read(self._decode(x0))))  # type: ignore[misc]
         return draft.x
 
     def _known_lengths(self) -> list[int]:
