@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -17,13 +18,14 @@ from jaxtyping import Float, UInt8
 from walt.autoencoder import Tiling, stream_decode, stream_encode
 from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.model import to_float, to_uint8
-from walt.config import ConfigError, nearest
+from walt.config import ConfigError
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.generation import programs
 from walt.generation.bundle import Bundle, BundleError, Tree
 from walt.generation.fit import VideoSize, fit, fit_stream
 from walt.generation.given import Given
-from walt.generation.parts import component_of, config_of, place_weights
+from walt.generation.parts import component_of, config_of, model_checksum, place_weights
+from walt.generation.prompts import ClassReader, TextReader
 from walt.generation.request import (
     GenerationError,
     check_count,
@@ -31,11 +33,13 @@ from walt.generation.request import (
     check_low_resolution,
     check_negative,
     check_prompts,
+    check_row,
     check_scalars,
     check_seed,
     check_video,
 )
 from walt.generation.sources import open_bundle
+from walt.generation.watching import Moment, watcher
 from walt.parallel.config import MeshConfig
 from walt.parallel.mesh import batch_sharding, batch_shards, make_mesh, put, read
 from walt.text.config import TextEncoderConfig
@@ -95,6 +99,7 @@ class Pipeline:
         self.video_size: VideoSize | None = None
         self.low_size: VideoSize | None = None
         self.class_names: tuple[str, ...] = ()
+        self._read_prompts: TextReader | ClassReader | None = None
         if "transformer" in bundle.components:
             self._load_generator(bundle)
 
@@ -115,7 +120,6 @@ class Pipeline:
                 f"the transformer makes latents of {transformer.out_channels} channels, "
                 f"the autoencoder has {self._autoencoder.latent_channels}"
             )
-        self._tokenizer = read_tokenizer(bundle.tokenizer) if bundle.tokenizer is not None and reads else None
         self._generator = programs.GeneratorConfig(transformer, text, diffusion)
         self.class_names = diffusion.class_names
         self.sampler = config_of(SamplerConfig, bundle.sampler, "sampler")
@@ -130,6 +134,11 @@ class Pipeline:
         abstract = programs.denoiser(transformer, text)
         what = "transformer and text encoder"
         self._generator_weights = place_weights(abstract, params, extra, what, self.mesh, PARAMETER_AXES)
+        if bundle.tokenizer is not None and reads:
+            tokenizer = read_tokenizer(bundle.tokenizer)
+            self._read_prompts = TextReader(tokenizer, self._generator, self._generator_weights, self.mesh)
+        elif self.class_names:
+            self._read_prompts = ClassReader(self.class_names)
         frames, height, width = transformer.latent_shape
         time, space = self._autoencoder.time_factor, self._autoencoder.space_factor
         self.video_size = VideoSize(1 + (frames - 1) * time, height * space, width * space)
@@ -137,6 +146,17 @@ class Pipeline:
             self.low_size = self.video_size._replace(
                 height=self.video_size.height // factor, width=self.video_size.width // factor
             )
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """What tells this model from another: SHA-256 over its weights and all else that its videos depend on, whatever it was loaded
+        from. Every process must ask for it."""
+        configs: list[Any] = [self._autoencoder]
+        weights = {"autoencoder": _as_tree(self._autoencoder_weights)}
+        if self.video_size is not None:
+            configs += [*filter(None, self._generator), self.sampler]
+            weights["generator"] = _as_tree(self._generator_weights)
+        return model_checksum(configs, weights, getattr(self._read_prompts, "tokenizer", b""))
 
     def generate(
         self,
@@ -153,13 +173,15 @@ class Pipeline:
         guidance: float | None = None,
         solver: str | None = None,
         seed: int = 0,
+        row: int = 0,
         negative_prompt: str | None = None,
         batch_size: int = 16,
     ) -> UInt8[np.ndarray, "*n t h w 3"]:
         """Videos of prompts.
 
         Args:
-          prompt: one prompt, or several; of a model of classes, their names; None for a model that reads none.
+          prompt: one prompt, or several; of a model of classes, their names; None for a model that reads none. `(red ball:1.3)` in a text
+            says two of its words with weight 1.3, see `walt.text.prompt`.
           low_resolution: of a super-resolution model, the video of each prompt in its `low_size`; see `Cascade` for the chain.
           first_frames: of a model that was trained to go on from them, the first frames of each video, in its size: one, or as many as make the latent
             frames that it knows (5 for two of them). They come back as the autoencoder's reconstruction.
@@ -170,7 +192,7 @@ class Pipeline:
           guidance: how strongly to follow the prompt, 1 being not at all beyond what was learned; by default the
             bundle's.
           solver: how the steps are taken, see `SamplerConfig`; by default the bundle's.
-          seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size (up to rounding).
+          seed, row: video i of a call is drawn from (seed, row + i), whatever the other prompts and the batch size (up to rounding).
           negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
           batch_size: videos computed at a time, rounded up to a multiple of the devices that divide them.
 
@@ -197,10 +219,11 @@ class Pipeline:
             )
         sampler = self._check_sampler(steps, guidance, solver)
         check_seed(seed)
-        negative = None if negative_prompt is None else self._read([check_negative(negative_prompt)], "negative_prompt")
+        check_row(row, len(prompts))
+        negative = self._read(None if negative_prompt is None else [check_negative(negative_prompt)], "negative_prompt")
         if negative_prompt is not None and sampler.guidance == 1:
             print("negative_prompt has no effect with guidance 1, where nothing is steered away from")
-        told = None if prompt is None else self._read(prompts, "prompt")
+        told = self._read(None if prompt is None else prompts, "prompt")
         rows = _multiple(min(check_count("batch_size", batch_size), len(prompts)), batch_shards(self.mesh))
         videos = []
         for start in range(0, len(prompts), rows):
@@ -212,7 +235,7 @@ class Pipeline:
                 {name: self._rows(np.full(rows, value, np.float32)) for name, value in scalars.items()},
             )
             texts = None if told is None else jax.tree.map(lambda array: array[chosen], told)  # noqa: B023
-            videos.append(self._videos(texts, seed, chosen, sampler, negative, given, size.frames))
+            videos.append(self._videos(texts, seed, row + chosen, sampler, negative, given, size.frames))
         video = _crop(np.concatenate(videos)[: len(prompts)], size)
         alone = first_frames if first_frames is not None else low_resolution
         single = isinstance(prompt, str) or (prompt is None and alone is not None and alone.ndim == 4)
@@ -301,11 +324,22 @@ class Pipeline:
         with jax.set_mesh(self.mesh):
             keys = programs.row_keys(np.uint32(seed), self._rows(rows.astype(np.int32)))
             texts, negative = self._rows((prompts, negative))
-            latents = programs.sample_latents(
-                self._generator, sampler, self._generator_weights, texts, keys, strength, negative, given
-            )
-            latents = latents[:, :needed]
+            latents = self._sample(sampler, texts, keys, strength, negative, given)[:, :needed]
         return read(self._decode(latents))
+
+    def _sample(self, sampler: SamplerConfig, prompts: Any, keys: jax.Array, *options: Any) -> jax.Array:
+        """Latents; in one run, or by some steps at a time if anybody watches."""
+        model, weights = (self._generator, sampler), self._generator_weights
+        if (watched := watcher()) is None:
+            return programs.sample_latents(*model, weights, prompts, keys, *options)
+        *_, given = options
+        draft = programs.begin_sampling(*model, weights, keys, given)
+        for first in range(0, sampler.turns, watched.every):
+            last = min(first + watched.every, sampler.turns)
+            span = np.int32(first), np.int32(last)
+            draft = programs.sample_some(*model, weights, prompts, keys, *options, draft, span)
+            watched.see(Moment(last, sampler.turns, lambda x0=draft.x0: read(self._decode(x0))))  # type: ignore[misc]
+        return draft.x
 
     def _known_lengths(self) -> list[int]:
         """How many first frames it goes on from; none if it was not trained to."""
@@ -314,7 +348,7 @@ class Pipeline:
 
     def _check_prompts(self, prompt: Any, first_frames: Any, low_resolution: Any) -> list[str]:
         """A prompt for each video, "" for a model that reads none."""
-        if self._tokenizer is not None or self.class_names:
+        if self._read_prompts is not None:
             if prompt is None:
                 raise GenerationError("prompt must be a string or a list of strings for this model, got None")
             return check_prompts(prompt)
@@ -326,25 +360,9 @@ class Pipeline:
         check_video(alone)
         return [""] * (1 if alone.ndim == 4 else len(alone))
 
-    def _read(self, texts: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
-        """(token ids, mask) of texts, or the labels of class names."""
-        if self._tokenizer is None:
-            return self._labels(texts, what)
-        length = self._generator.diffusion.caption_length
-        _, longer = self._tokenizer(texts, length + 1)
-        for text, mask in zip(texts, longer):
-            if mask[-1]:
-                print(f"{what} is longer than the {length} tokens the model reads; the end of {text!r} is cut off")
-        return self._tokenizer(texts, length)
-
-    def _labels(self, names: Sequence[str], what: str) -> np.ndarray:
-        classes = self.class_names
-        for name in names:
-            if name not in classes:
-                raise GenerationError(
-                    f"{what}: this model knows classes, and {name!r} is none of them{nearest(name, classes)}"
-                )
-        return np.array([classes.index(name) for name in names], np.int32)
+    def _read(self, texts: list[str] | None, what: str) -> Any:
+        """Embeddings or labels; None for a model that reads no prompts."""
+        return None if texts is None or self._read_prompts is None else self._read_prompts(texts, what)
 
     def check_size(self, num_frames: int | None, height: int | None, width: int | None) -> VideoSize:
         """The size of a video that is asked for, None being what the model makes. Raises `GenerationError` if it cannot be made."""
@@ -375,6 +393,10 @@ class Pipeline:
             return sampler
         except ConfigError as error:
             raise GenerationError(str(error)) from error
+
+
+def _as_tree(weights: programs.Weights) -> Tree:
+    return dict(zip(("params", "extra"), weights))
 
 
 def _multiple(number: int, of: int) -> int:
