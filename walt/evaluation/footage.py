@@ -39,21 +39,22 @@ Choose = Callable[[int], int]
 
 @dataclass(frozen=True)
 class Video:
-    """One video. `read(span, choose)` gives that many frames in a row, all of them for `None` or where there are fewer; `change`, if
-    there is one, is made to every clip of 0 to 255."""
+    """One video. `read(span, choose)` gives that many frames in a row, all of them for `None` or where there are fewer; `describe()` its
+    caption and its label, "" where it has none; `change`, if there is one, is made to every clip of 0 to 255."""
 
     name: str
     read: Callable[[int | None, Choose], np.ndarray]
+    describe: Callable[[], tuple[str, str]] = lambda: ("", "")
     change: Callable[[np.ndarray], np.ndarray] | None = None
 
-    def clip(self, frames: int | None, stride: int, choose: Choose) -> np.ndarray:
-        """uint8, or float32 of 0 to 255 [frames, h, w, 3]; all frames of the video for `None`.
+    def clip(self, frames: int | None, stride: int, choose: Choose, fewest: int = FEWEST_FRAMES) -> np.ndarray:
+        """uint8, or float32 of 0 to 255 [frames, h, w, 3]; for `None` all frames of the video, which must have `fewest`.
 
         Raises `MediaError` or `EvaluationError` for a video that cannot be read or is too short.
         """
         span = None if frames is None else (frames - 1) * stride + 1
         found = self.read(span, choose)
-        needed = FEWEST_FRAMES if span is None else span
+        needed = fewest if span is None else span
         if len(found) < needed:
             raise EvaluationError(f"{self.name} has {len(found)} frames, and {needed} are needed")
         clip = checked_frames(found[::stride], self.name)
