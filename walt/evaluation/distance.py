@@ -17,7 +17,7 @@ import numpy as np
 from walt.data import media
 from walt.evaluation import card, features, networks
 from walt.evaluation.clips import EvaluationError
-from walt.evaluation.features import Extractor, Share
+from walt.evaluation.features import ALONE, Extractor, Share
 from walt.evaluation.footage import Footage, of_arrays
 from walt.evaluation.measure import RealStatistics, VideoDistance, measure, sensitivity_rows
 from walt.evaluation.protocols import Protocol, protocol_named
@@ -60,7 +60,7 @@ def evaluate_footage(
     seed: int = 0,
     save_real: Path | None = None,
     sensitivity: bool = False,
-    share: Share = Share(),  # noqa: B008  (frozen)
+    share: Share = ALONE,
     sampled: Mapping[str, Any] | None = None,
 ) -> VideoDistance:
     """`evaluate_videos` of any footage, or of stored statistics of the real one; features are kept in `cache`.
@@ -118,7 +118,7 @@ def real_statistics(
     extractor: Extractor,
     cache: Path | None,
     seed: int,
-    share: Share = Share(),  # noqa: B008
+    share: Share = ALONE,
 ) -> RealStatistics:
     """Of as many videos as the protocol asks for, if there are as many. Raises `EvaluationError` as `extract_features`."""
     protocol = extractor.protocol

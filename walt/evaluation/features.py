@@ -74,13 +74,16 @@ class Extractor:
             values = self._run(self._weights, jax.device_put(batch, batch_sharding(self.mesh)))
         return lambda: np.asarray(values)[: len(clips)]
 
-    def of_videos(self, videos: Sequence[np.ndarray]) -> Float[np.ndarray, "n d"]:
+    def prepared(self, video: np.ndarray) -> np.ndarray:
+        """The first frames of a video in memory, [t, h, w, 3], as they enter the network's program."""
+        protocol, held = self.protocol, of_arrays([video], "generated").videos[0]
+        return protocol.prepared(
+            held.clip(protocol.frames, protocol.stride, lambda places: 0, self.network.fewest_frames)
+        )
+
+    def of_videos(self, videos: np.ndarray | Sequence[np.ndarray]) -> Float[np.ndarray, "n d"]:
         """Of the first frames of videos in memory, uint8 [t, h, w, 3]."""
-        choose, protocol = (lambda places: 0), self.protocol
-        clips = [
-            protocol.prepared(video.clip(protocol.frames, protocol.stride, choose, self.network.fewest_frames))
-            for video in of_arrays(videos, "generated").videos
-        ]
+        clips = [self.prepared(video) for video in videos]
         starts = range(0, len(clips), self.batch_size)
         computing = [self(clips[start : start + self.batch_size]) for start in starts]
         return np.concatenate([wait() for wait in computing])
@@ -111,6 +114,9 @@ class Share:
         return cls(jax.process_index(), jax.process_count())
 
 
+ALONE = Share()
+
+
 def extract_features(
     footage: Footage,
     extractor: Extractor,
@@ -119,7 +125,7 @@ def extract_features(
     seed: int,
     cache: Path | None,
     title: str,
-    share: Share = Share(),
+    share: Share = ALONE,
 ) -> Features:
     """Of one clip of every video, its first frames or from a random one on. The processes of a job, each with its `share`, all call this.
 
@@ -148,9 +154,9 @@ def extract_features(
             parts[place] = part
             _save(folder, rows.start, part)
             _check_bad([p for p in parts if p is not None], len(mine), title)
-    found = joined([part for part in parts if part is not None], fingerprint)
-    _check_bad([found], len(mine), title)
-    return found if share.count == 1 else _of_all_processes(found)
+    found = [part for part in parts if part is not None]
+    _check_bad(found, len(mine), title)
+    return joined(found, fingerprint) if share.count == 1 else of_all_processes(found, fingerprint)
 
 
 def joined(parts: Sequence[Features], fingerprint: str) -> Features:
@@ -175,20 +181,20 @@ def joined(parts: Sequence[Features], fingerprint: str) -> Features:
     )
 
 
-def _of_all_processes(mine: Features) -> Features:
-    """The features that all processes have found, in the order of the videos, as one process would have them."""
-    parts = [
-        Features(np.frombuffer(values, "<f4").reshape(len(rows), -1), np.array(rows), tuple(bad), "", tuple(shape))
-        for values, (rows, bad, shape) in zip(
-            exchanged(np.ascontiguousarray(mine.values, "<f4").tobytes()),
-            map(json.loads, exchanged(json.dumps([mine.rows.tolist(), mine.bad, mine.clip_shape]).encode())),
-        )
-    ]
+def of_all_processes(mine: Sequence[Features], fingerprint: str = "") -> Features:
+    """The features that all processes have found, in the order of the videos, as one process would have them. All must call this."""
+    whole = joined(mine, fingerprint)
+    told = json.dumps([whole.rows.tolist(), whole.bad, whole.clip_shape]).encode()
     shapes: dict[tuple[int, ...], str] = {}
-    for process, part in enumerate(parts):
-        if len(part.rows):
-            _check_shape(shapes, part.clip_shape, f"process {process}")
-    return joined(parts, mine.fingerprint)
+    parts = []
+    for process, (values, (rows, bad, shape)) in enumerate(
+        zip(exchanged(np.ascontiguousarray(whole.values, "<f4").tobytes()), map(json.loads, exchanged(told)))
+    ):
+        if rows:
+            _check_shape(shapes, tuple(shape), f"process {process}")
+        found = np.frombuffer(values, "<f4").reshape(len(rows), -1) if rows else np.empty((0, 0), np.float32)
+        parts.append(Features(found, np.array(rows, np.int64), tuple(bad), "", tuple(shape)))
+    return joined(parts, fingerprint)
 
 
 def _check_bad(parts: Sequence[Features], count: int, title: str) -> None:

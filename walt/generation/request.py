@@ -54,6 +54,14 @@ def check_video(video: Any) -> None:
         )
 
 
+def check_numbers(numbers: Any, count: int) -> np.ndarray:
+    """As an array, one of them for each video."""
+    found = np.asarray(numbers)
+    if found.shape != (count,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31:
+        raise GenerationError(f"numbers must be one whole number from 0 to 2**31 - 1 for each of {count} videos")
+    return found
+
+
 def check_seed(seed: Any) -> None:
     """Refuses what is no 32-bit number."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
