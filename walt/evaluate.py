@@ -20,7 +20,8 @@ data set. The label of a clip (the game) is the field `label` there, the name of
 captioned so.
 
 `--autoencoder` sends the held-out clips through an autoencoder and back, and sets PSNR, SSIM and sharpness of the result beside
-those of simple codes that keep no more numbers. Of a work directory the report also shows both over the hours of training.
+those of simple codes that keep no more numbers, with motion and flicker. Of a work directory the report also shows both over the hours of
+training. With a protocol of a distance, that between the clips and their reconstructions is measured too.
 
 Started on every host of a TPU pod, all share the work of samples, their features and the autoencoder; the first host writes.
 """
@@ -36,6 +37,7 @@ from walt import command
 
 if TYPE_CHECKING:
     from walt.evaluation.config import Sampling
+    from walt.evaluation.protocols import Protocol
     from walt.evaluation.report import Report
 
 NO_FVD = "Note: none of these figures is a Fréchet video distance (FVD); --protocol with the name of one of its protocols measures that."
@@ -128,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
 
     if arguments.autoencoder is not None:
         assert arguments.real is not None
-        _evaluate_autoencoder(arguments.real, arguments.autoencoder, json, report)
+        _evaluate_autoencoder(arguments, json, report)
     elif arguments.checkpoint is None and jax.process_index() > 0:
         return  # figures of videos that are there are computed by one host alone
     elif arguments.protocol in protocols.PROTOCOLS:
@@ -141,13 +143,12 @@ def _evaluate_distance(arguments: Arguments, json: Path | None) -> None:
     import jax
 
     from walt.evaluation import distance
-    from walt.evaluation.features import Share, default_cache
+    from walt.evaluation.features import Share
     from walt.evaluation.footage import open_footage
-    from walt.evaluation.networks import NETWORKS
     from walt.evaluation.protocols import PROTOCOLS
 
     protocol = PROTOCOLS[arguments.protocol]
-    weights = NETWORKS[protocol.network].read(arguments.weights)
+    weights = _weights(protocol, arguments)
     if arguments.report is not None:
         raise command.CommandError("--report is for atari-mini and --autoencoder; a distance has --json alone")
     save_real = command.output_file(arguments.save_real) if arguments.save_real else None
@@ -175,7 +176,7 @@ def _evaluate_distance(arguments: Arguments, json: Path | None) -> None:
         generated,
         protocol,
         weights=weights,
-        cache=default_cache() if arguments.cache is None else Path(arguments.cache),
+        cache=_cache(arguments),
         intervals=arguments.intervals,
         seed=arguments.seed,
         save_real=save_real,
@@ -274,36 +275,44 @@ def _evaluate_generated(arguments: Arguments, json: Path | None, report: Path | 
         _write_report(page, report)
 
 
-def _evaluate_autoencoder(real: str, checkpoint: str, json: Path | None, report: Path | None) -> None:
+def _evaluate_autoencoder(arguments: Arguments, json: Path | None, report: Path | None) -> None:
     import jax
 
     from walt.data.records import read_manifest
+    from walt.evaluation.protocols import PROTOCOLS
     from walt.evaluation.report import Report
     from walt.evaluation.source import read_clips
     from walt.experiment.comparison import compare_with_simple_codes, progress_of
     from walt.experiment.progress import write_json
     from walt.generation.pipeline import load
 
-    heldout = read_clips(real, "heldout", limit=MAX_REAL_CLIPS)
+    real, checkpoint = arguments.real, arguments.autoencoder
+    assert real is not None and checkpoint is not None
+    protocol = PROTOCOLS.get(arguments.protocol)
+    weights = None if protocol is None else _weights(protocol, arguments)
+    heldout = read_clips(real, arguments.split or "heldout", limit=MAX_REAL_CLIPS)
     frames, height, width = heldout.clip_shape[:3]
     comparison, progress = compare_with_simple_codes(load(checkpoint), heldout), progress_of(checkpoint)
     if jax.process_index() > 0:
         return
     print(f"{len(heldout)} held-out clips of {frames}x{height}x{width}")
     for name, figures in comparison.figures.items():
-        sharpness = "not defined" if figures.sharpness is None else f"{figures.sharpness:.2f}"
+        ratios = ("sharpness", "motion_ratio", "flicker_ratio")
+        shown = [(name, value) for name in ratios if (value := getattr(figures, name)) is not None]
         print(
             f"  {name:12s} {comparison.coded[name].kept:>15s}  PSNR {figures.psnr:5.2f} dB  SSIM {figures.ssim:.3f}  "
-            f"sharpness {sharpness}"
+            + "  ".join(f"{name.removesuffix('_ratio')} {value:.2f}" for name, value in shown)
         )
+    paired: dict[str, Any] = {}
+    if protocol is not None:
+        paired = _paired_distance(heldout.videos, comparison.coded["autoencoder"].videos, protocol, weights, arguments)
     if json:
         codes = {
             name: {"kept": comparison.coded[name].kept, **dataclasses.asdict(figures)}
             for name, figures in comparison.figures.items()
         }
-        write_json(
-            json, {"clips": len(heldout), "clip_shape": heldout.clip_shape, "codes": codes, "progress": progress}
-        )
+        told = {"clips": len(heldout), "clip_shape": heldout.clip_shape, "codes": codes, "progress": progress}
+        write_json(json, {**told, **paired})
         print(f"Result: {json}")
     if report:
         manifest = read_manifest(real)
@@ -316,6 +325,41 @@ def _evaluate_autoencoder(real: str, checkpoint: str, json: Path | None, report:
             fps=manifest.fps,
         )
         _write_report(page, report)
+
+
+def _paired_distance(
+    originals: Any, reconstructions: Any, protocol: Protocol, weights: Any, arguments: Arguments
+) -> dict[str, Any]:
+    """Of the clips to what the autoencoder makes of them."""
+    from walt.evaluation import distance
+    from walt.evaluation.footage import of_arrays
+
+    found = distance.evaluate_pairs(
+        of_arrays(originals, "original"),
+        of_arrays(reconstructions, "reconstructed"),
+        protocol,
+        weights=weights,
+        cache=_cache(arguments),
+        intervals=arguments.intervals,
+        seed=arguments.seed,
+    )
+    print(f"Reconstructions and the clips that they are of, protocol {protocol.name}")
+    _print_figures(found.figures)
+    for warning in found.warnings:
+        print(f"Note: {warning}.")
+    return found.to_dict()
+
+
+def _weights(protocol: Protocol, arguments: Arguments) -> Any:
+    from walt.evaluation.networks import NETWORKS
+
+    return NETWORKS[protocol.network].read(arguments.weights)
+
+
+def _cache(arguments: Arguments) -> Path:
+    from walt.evaluation.features import default_cache
+
+    return default_cache() if arguments.cache is None else Path(arguments.cache)
 
 
 def _write_report(page: Report, path: Path) -> None:

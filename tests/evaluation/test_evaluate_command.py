@@ -186,7 +186,7 @@ def test_figures_that_the_clips_do_not_define_are_left_out(footage, tmp_path, ca
 
 def test_errors_of_the_command_say_what_would_be_right(real, tmp_path):
     flags = ["walt evaluate", f"--real={real}", f"--generated={real}"]
-    with pytest.raises(command.CommandError, match="either --generated"):
+    with pytest.raises(command.CommandError, match="give one of --generated"):
         evaluate.main(flags[:2])
     with pytest.raises(
         ValueError,

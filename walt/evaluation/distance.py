@@ -95,6 +95,36 @@ def evaluate_footage(
     return replace(found, figures={**found.figures, "sensitivity": sensitivity_rows(of_real, of_spoilt, protocol)})
 
 
+def evaluate_pairs(
+    originals: Footage,
+    reconstructions: Footage,
+    protocol: Protocol,
+    *,
+    weights: networks.Arrays | None = None,
+    cache: Path | None = None,
+    intervals: int = 100,
+    seed: int = 0,
+    share: Share = ALONE,
+) -> VideoDistance:
+    """The distance of reconstructions to the very clips that they are of, whose card says that they are pairs. Raises as `evaluate_footage`."""
+    found = evaluate_footage(
+        originals,
+        reconstructions,
+        for_pairs(protocol),
+        weights=weights,
+        cache=cache,
+        intervals=intervals,
+        seed=seed,
+        share=share,
+    )
+    return replace(found, card={**found.card, "paired": True})
+
+
+def for_pairs(protocol: Protocol) -> Protocol:
+    """The protocol for equally many clips of two kinds, the same frames of both."""
+    return replace(protocol, selection="first", num_real=None, num_generated=None, repeats=1)
+
+
 # ---- statistics of real footage
 
 

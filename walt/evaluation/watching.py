@@ -23,11 +23,11 @@ from walt.data.bar import progress_bar
 from walt.evaluation import card, fidelity, networks
 from walt.evaluation.clips import EvaluationError, evenly_spaced
 from walt.evaluation.config import ReconstructionEvaluation, SampleEvaluation
-from walt.evaluation.distance import checked, real_statistics
+from walt.evaluation.distance import checked, for_pairs, real_statistics
 from walt.evaluation.features import Extractor, Features, Share, default_cache, of_all_processes
 from walt.evaluation.footage import Footage
 from walt.evaluation.measure import RealStatistics, VideoDistance, measure
-from walt.evaluation.protocols import PROTOCOLS, Protocol
+from walt.evaluation.protocols import PROTOCOLS
 from walt.evaluation.samples import Prompts, SampleFn
 from walt.parallel.processes import exchanged
 from walt.training.state import TrainState
@@ -107,7 +107,7 @@ class ReconstructionFigures:
         """Of the protocol, if there are weights and frames for it."""
         if self.config.protocol is None:
             return None
-        protocol = PROTOCOLS[self.config.protocol]
+        protocol = for_pairs(PROTOCOLS[self.config.protocol])
         network, frames = networks.NETWORKS[protocol.network], len(self._originals([0])[0])
         needed = protocol.span or network.fewest_frames
         if frames < needed:
@@ -157,12 +157,7 @@ def paired(originals: Features, reconstructed: Features, extractor: Extractor, c
     statistics = RealStatistics(
         originals.values, {**head, "paired": True, "real": {**of, "bad": list(originals.bad)}}, originals.rows
     )
-    return measure(statistics, reconstructed, whole(extractor.protocol), intervals=0, seed=0)
-
-
-def whole(protocol: Protocol) -> Protocol:
-    """The protocol without its numbers of clips: of pairs there are as many of both."""
-    return replace(protocol, num_real=None, num_generated=None, repeats=1)
+    return measure(statistics, reconstructed, extractor.protocol, intervals=0, seed=0)
 
 
 def _my_features(extractor: Extractor, videos: UInt8[np.ndarray, "n t h w 3"], rows: range) -> Features:
