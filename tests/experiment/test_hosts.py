@@ -13,8 +13,23 @@ from walt.data import media
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with clips, an autoencoder, latents, and a config that trains on them."""
-    return tiny.make(tmp_path_factory.mktemp("data"))
+    """A folder with clips, an autoencoder, latents, and a config that trains on them and measures samples on the way."""
+    folder = tiny.make(tmp_path_factory.mktemp("data"))
+    with (folder / "config.py").open("a") as file:
+        file.write(MEASURED)
+    return folder
+
+
+MEASURED = """
+
+unmeasured = get_config
+
+
+def get_config(variant=""):
+    config = unmeasured(variant)
+    config.evaluators.look = {"every": 20, "protocol": "efficientnet-frames", "samples": 9, "batch_size": 4}
+    return config
+"""
 
 
 def training(data, workdir, *arguments):
@@ -57,6 +72,9 @@ def check_like_alone(workdir, alone):
 
 def test_two_processes_train_like_one(together, alone):
     check_like_alone(together, alone)
+    (ours,), (theirs,) = ([r for r in metrics(workdir) if "look/seconds" in r] for workdir in (together, alone))
+    assert ours["look/num_generated"] == 9 and ours["look/num_real"] == 8
+    assert ours["look/efficientnet_distance"] == pytest.approx(theirs["look/efficientnet_distance"], rel=0.02)
 
 
 @pytest.mark.slow
@@ -103,6 +121,23 @@ def test_two_processes_evaluate_like_one(data, alone, tmp_path):
             assert ["Result" in process.output for process in ended] == [True, False][:processes]
             results.append(json.loads(result.read_text()))
         check_same(*results)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_samples_like_one(data, alone, tmp_path):
+    """Each makes its share of the samples and computes its share of the features, and finds what was made before."""
+    flags = ["--protocol=efficientnet-frames", "--num_samples=9", "--steps=2", "--intervals=0"]
+    command = ["-m", "walt.evaluate", f"--real={data / 'clips'}", f"--checkpoint={alone}", *flags]
+    results = []
+    for run, processes in enumerate((1, 2, 2)):
+        result = tmp_path / f"{run}.json"
+        cache = f"--cache={tmp_path / str(processes)}"
+        ended = jobs.run([*command, cache, f"--json={result}"], processes)
+        assert ["Result" in process.output for process in ended] == [True, False][:processes]
+        results.append(json.loads(result.read_text()))
+    assert results[1] == results[2]
+    one, two = (result["efficientnet_distance"] for result in results[:2])
+    assert one == pytest.approx(two, rel=5e-3) and results[0]["card"] == results[1]["card"]
 
 
 def check_same(ours, theirs):

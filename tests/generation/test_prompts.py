@@ -74,9 +74,9 @@ def test_lost_words_are_named_and_bad_weights_refused(pipeline, capsys):
         pipeline.generate(BALL, negative_prompt="a (ball:9)")
 
 
-def test_a_row_is_the_video_of_its_number(pipeline):
+def test_a_video_is_that_of_its_number(pipeline):
     together = pipeline.generate(["a box", BALL], seed=5)
-    assert np.abs(pipeline.generate(BALL, seed=5, row=1).astype(int) - together[1]).max() <= 1
+    assert np.abs(pipeline.generate(BALL, seed=5, numbers=[1]).astype(int) - together[1]).max() <= 1
     assert np.abs(pipeline.generate(BALL, seed=5).astype(int) - together[1]).max() > 1
-    with pytest.raises(GenerationError, match="row must be"):
-        pipeline.generate(BALL, row=-1)
+    with pytest.raises(GenerationError, match="numbers must be"):
+        pipeline.generate(BALL, numbers=[-1])

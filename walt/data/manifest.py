@@ -1,6 +1,7 @@
 """The manifest of a record folder: what the folder holds, in JSON that is read with suspicion, since folders travel."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -58,6 +59,11 @@ class Manifest:
     request: Mapping[str, Any]
     versions: Mapping[str, str]
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def checksum(self) -> str:
+        """Of the records of all splits, and not of where they lie."""
+        shards = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
+        return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
     def summary(self) -> str:
         """One line for people, such as "240 train and 24 heldout records, clip 17x64x64x3, 8 fps"."""

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from walt.evaluation import i3d_weights
 from walt.evaluation.clips import EvaluationError
 from walt.evaluation.environment import package_version
 from walt.evaluation.features import Extractor
 
-VERSION = 1
+VERSION = 2
 PACKAGES = ("walt", "jax", "jaxlib", "numpy", "av", "pillow")
-NOT_COMPARED = ("versions", "intervals", "real.from", "protocol.source", "protocol.left_open")
-"""Packages may differ, since tests hold their figures together; so may what a folder of the same contents is called, and prose."""
+NOT_COMPARED = ("versions", "intervals", "sampled", "real.from", "protocol.source", "protocol.left_open")
+"""Packages may differ, since tests hold their figures together; so may what a folder of the same contents is called, prose, and what made the
+generated videos: to tell that is what figures are compared for."""
 
 
 def of_extraction(extractor: Extractor, clip_shape: tuple[int, ...], seed: int) -> dict[str, Any]:
@@ -24,10 +24,10 @@ def of_extraction(extractor: Extractor, clip_shape: tuple[int, ...], seed: int) 
         "version": VERSION,
         "protocol": extractor.protocol.settings(),
         "network": {
-            "name": "I3D",
+            "name": extractor.network.name,
             "sha256": extractor.checksum,
-            "published": extractor.checksum == i3d_weights.KINETICS_400,
-            "features": "logits, mean over time",
+            "published": extractor.network.is_published(extractor.checksum),
+            "features": extractor.network.features,
         },
         "clip_shape": list(clip_shape),
         "seed": seed,

@@ -21,20 +21,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from walt.data import media
 from walt.data.bar import progress_bar
 from walt.data.records import DatasetError
-from walt.evaluation import i3d_weights
+from walt.evaluation import networks
 from walt.evaluation.clips import EvaluationError
 from walt.evaluation.environment import available_cores
-from walt.evaluation.footage import Footage, Video
-from walt.evaluation.i3d import I3D, LOGITS, weight_tree
-from walt.evaluation.protocols import Protocol
+from walt.evaluation.footage import Footage, Video, of_arrays
+from walt.evaluation.protocols import PIXELS, Protocol
 from walt.parallel.config import MeshConfig
 from walt.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
-from walt.training.module import Functional
+from walt.parallel.processes import exchanged
 
 PART = 64
 PER_DEVICE = 4
@@ -43,81 +42,159 @@ MOST_BAD = 0.02
 
 
 class Extractor:
-    """Clips of one protocol to logits, on all devices of a mesh.
+    """Clips of one protocol to features of its network, on all devices of a mesh.
 
     Attributes:
-      checksum: of the weights, see `i3d_weights.checksum`.
+      network: which it is.
+      checksum: of its weights, see `networks.checksum`.
     """
 
     def __init__(
-        self, protocol: Protocol, weights: i3d_weights.Arrays | None = None, mesh: jax.sharding.Mesh | None = None
+        self, protocol: Protocol, weights: networks.Arrays | None = None, mesh: jax.sharding.Mesh | None = None
     ):
-        """With `weights` (default: those of the extra `fvd`) on `mesh` (default: all devices of this host, which works alone)."""
-        weights = i3d_weights.read() if weights is None else weights
-        self.protocol, self.mesh = protocol, make_mesh(MeshConfig(), jax.local_devices()) if mesh is None else mesh
-        self.checksum = i3d_weights.checksum(weights)
+        """With `weights` (default: those that are installed) on `mesh` (default: all devices of this host, which works alone)."""
+        self.protocol, self.network = protocol, networks.NETWORKS[protocol.network]
+        self.mesh = make_mesh(MeshConfig(), jax.local_devices()) if mesh is None else mesh
+        weights = self.network.read(None) if weights is None else weights
+        self.checksum = networks.checksum(weights)
         self.batch_size = PER_DEVICE * batch_shards(self.mesh)
-        self._model = Functional(lambda _: I3D())
-        self._weights = jax.device_put(weight_tree(weights, protocol.epsilon), replicated(self.mesh))
-        self._run = jax.jit(self._logits, out_shardings=replicated(self.mesh))
+        self._weights = jax.device_put(self.network.tree(weights, protocol.epsilon), replicated(self.mesh))
+        self._run = jax.jit(self._features, out_shardings=replicated(self.mesh))
 
-    def _logits(self, weights: Any, clips: Array) -> Array:
+    def _features(self, weights: Any, clips: Array) -> Array:
         frames = clips.astype(jnp.float32)
         for resize in self.protocol.resizes:
             frames = resize.on_device(frames)
-        return self._model.bind({}, weights)(2 * frames / 255 - 1)
+        return self.network.apply(weights, PIXELS[self.protocol.pixels](frames))
 
-    def __call__(self, clips: Sequence[np.ndarray]) -> Callable[[], Float[np.ndarray, "n 400"]]:
-        """Starts on at most `batch_size` prepared clips of one shape; the function returned waits for their logits."""
+    def __call__(self, clips: Sequence[np.ndarray]) -> Callable[[], Float[np.ndarray, "n d"]]:
+        """Starts on at most `batch_size` prepared clips of one shape; the function returned waits for their features."""
         batch = np.stack([*clips, *[clips[-1]] * (self.batch_size - len(clips))])  # one shape is one compilation
-        logits = self._run(self._weights, jax.device_put(batch, batch_sharding(self.mesh)))
-        return lambda: np.asarray(logits)[: len(clips)]
+        with jax.set_mesh(self.mesh):  # a training run that asks has another, of all hosts
+            values = self._run(self._weights, jax.device_put(batch, batch_sharding(self.mesh)))
+        return lambda: np.asarray(values)[: len(clips)]
+
+    def prepared(self, video: np.ndarray) -> np.ndarray:
+        """The first frames of a video in memory, [t, h, w, 3], as they enter the network's program."""
+        protocol, held = self.protocol, of_arrays([video], "generated").videos[0]
+        return protocol.prepared(
+            held.clip(protocol.frames, protocol.stride, lambda places: 0, self.network.fewest_frames)
+        )
+
+    def of_videos(self, videos: np.ndarray | Sequence[np.ndarray]) -> Float[np.ndarray, "n d"]:
+        """Of the first frames of videos in memory, uint8 [t, h, w, 3]."""
+        clips = [self.prepared(video) for video in videos]
+        starts = range(0, len(clips), self.batch_size)
+        computing = [self(clips[start : start + self.batch_size]) for start in starts]
+        return np.concatenate([wait() for wait in computing])
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Logits of the videos that could be read, in their order; what was wrong with the others; the checksum of all contents."""
+    """Features of the videos that could be read, in their order, and which rows of the footage these are; what was wrong with the others;
+    the checksum of all contents."""
 
-    logits: Float[np.ndarray, "n 400"]
+    values: Float[np.ndarray, "n d"]
+    rows: Int[np.ndarray, " n"]
     bad: tuple[str, ...]
     fingerprint: str
     clip_shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of the processes of a job this is: each takes every `count`-th video, and all have the features of all."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def of_job(cls) -> Share:
+        """This process's, of the job that it has joined."""
+        return cls(jax.process_index(), jax.process_count())
+
+
+ALONE = Share()
+
+
 def extract_features(
-    footage: Footage, extractor: Extractor, *, random_start: bool, seed: int, cache: Path | None, title: str
+    footage: Footage,
+    extractor: Extractor,
+    *,
+    random_start: bool,
+    seed: int,
+    cache: Path | None,
+    title: str,
+    share: Share = ALONE,
 ) -> Features:
-    """Of one clip of every video, its first frames or from a random one on.
+    """Of one clip of every video, its first frames or from a random one on. The processes of a job, each with its `share`, all call this.
 
     Raises:
       EvaluationError: clips of unlike shapes; more videos than `MOST_BAD` allows are unreadable or too short.
     """
-    fingerprint = footage.fingerprint()
+    fingerprint, count = footage.fingerprint(), len(footage)
     size = math.ceil(PART / extractor.batch_size) * extractor.batch_size
-    starts = range(0, len(footage), size)
-    folder = None if cache is None else _folder(cache, extractor, fingerprint, len(footage), size, random_start, seed)
-    parts = {start: _load(folder, start) for start in starts}
-    missing = [start for start in starts if parts[start] is None]
+    mine = range(share.index, count, share.count)
+    parts_of_rows = [mine[start : start + size] for start in range(0, len(mine), size)]
+    key = (fingerprint, count, size, random_start, seed, share.index, share.count)
+    folder = None if cache is None else _folder(cache, extractor, *key)
+    parts = [_load(folder, rows.start) for rows in parts_of_rows]
+    missing = [rows for rows, part in zip(parts_of_rows, parts) if part is None]
     shapes: dict[tuple[int, ...], str] = {}
-    for part in parts.values():
-        if part is not None and len(part.logits):
+    for part in parts:
+        if part is not None and len(part.rows):
             shapes.setdefault(part.clip_shape, "an earlier video")
-    decoding = _decoded(footage, extractor.protocol, missing, size, random_start, seed)
-    with progress_bar(total=len(footage), desc=title, unit="clip") as bar:
-        bar.update(sum(min(size, len(footage) - start) for start in starts if parts[start] is not None))
-        for start in missing:
-            part = _compute(decoding, min(size, len(footage) - start), extractor, shapes, bar)
-            parts[start] = part
-            _save(folder, start, part)
-            _check_bad([p for p in parts.values() if p is not None], len(footage), title)
-    found = [part for part in parts.values() if part is not None]
-    _check_bad(found, len(footage), title)
+    decoding = _decoded(footage, extractor.protocol, missing, random_start, seed)
+    with progress_bar(total=len(mine), desc=title, unit="clip") as bar:
+        for place, rows in enumerate(parts_of_rows):
+            if parts[place] is not None:
+                bar.update(len(rows))
+                continue
+            part = _compute(decoding, rows, extractor, shapes, bar)
+            parts[place] = part
+            _save(folder, rows.start, part)
+            _check_bad([p for p in parts if p is not None], len(mine), title)
+    found = [part for part in parts if part is not None]
+    _check_bad(found, len(mine), title)
+    return joined(found, fingerprint) if share.count == 1 else of_all_processes(found, fingerprint)
+
+
+def joined(parts: Sequence[Features], fingerprint: str) -> Features:
+    """All parts as one, in the order of their rows."""
+    usable = [part for part in parts if len(part.rows)]
+    if not usable:
+        return Features(
+            np.empty((0, 0), np.float32),
+            np.empty(0, np.int64),
+            tuple(message for part in parts for message in part.bad),
+            fingerprint,
+            (),
+        )
+    rows = np.concatenate([part.rows for part in usable])
+    order = np.argsort(rows, kind="stable")
     return Features(
-        np.concatenate([part.logits for part in found]),
-        tuple(message for part in found for message in part.bad),
+        np.concatenate([part.values for part in usable])[order],
+        rows[order],
+        tuple(message for part in parts for message in part.bad),
         fingerprint,
-        next(iter(shapes), ()),
+        usable[0].clip_shape,
     )
+
+
+def of_all_processes(mine: Sequence[Features], fingerprint: str = "") -> Features:
+    """The features that all processes have found, in the order of the videos, as one process would have them. All must call this."""
+    whole = joined(mine, fingerprint)
+    told = json.dumps([whole.rows.tolist(), whole.bad, whole.clip_shape]).encode()
+    shapes: dict[tuple[int, ...], str] = {}
+    parts = []
+    for process, (values, (rows, bad, shape)) in enumerate(
+        zip(exchanged(np.ascontiguousarray(whole.values, "<f4").tobytes()), map(json.loads, exchanged(told)))
+    ):
+        if rows:
+            _check_shape(shapes, tuple(shape), f"process {process}")
+        found = np.frombuffer(values, "<f4").reshape(len(rows), -1) if rows else np.empty((0, 0), np.float32)
+        parts.append(Features(found, np.array(rows, np.int64), tuple(bad), "", tuple(shape)))
+    return joined(parts, fingerprint)
 
 
 def _check_bad(parts: Sequence[Features], count: int, title: str) -> None:
@@ -129,16 +206,19 @@ def _check_bad(parts: Sequence[Features], count: int, title: str) -> None:
 
 
 def _decoded(
-    footage: Footage, protocol: Protocol, starts: Sequence[int], size: int, random_start: bool, seed: int
+    footage: Footage, protocol: Protocol, parts: Sequence[range], random_start: bool, seed: int
 ) -> Iterator[tuple[Video, np.ndarray | Exception]]:
     """The prepared clip of every video of these parts in order, or why there is none; a few are decoded ahead by all cores."""
+
+    fewest = networks.NETWORKS[protocol.network].fewest_frames
 
     def clip(row: int) -> np.ndarray:
         random = np.random.default_rng([seed, row])
         choose = (lambda places: int(random.integers(places))) if random_start else (lambda places: 0)
-        return protocol.prepared(footage.videos[row].clip(protocol.frames, protocol.stride, choose))
+        video = footage.videos[row]
+        return protocol.prepared(video.clip(protocol.frames, protocol.stride, choose, fewest))
 
-    rows = iter([row for start in starts for row in range(start, min(start + size, len(footage)))])
+    rows = iter([row for part in parts for row in part])
     workers = available_cores()
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
@@ -160,28 +240,30 @@ def _decoded(
 
 def _compute(
     decoding: Iterator[tuple[Video, np.ndarray | Exception]],
-    count: int,
+    rows: Sequence[int],
     extractor: Extractor,
     shapes: dict[tuple[int, ...], str],
     bar: Any,
 ) -> Features:
-    """The next `count` videos. One batch is computed while the next is decoded; the bar counts what is finished."""
+    """The next videos, which are these rows. One batch is computed while the next is decoded; the bar counts what is finished."""
     batch: list[np.ndarray] = []
-    logits, bad = [np.empty((0, LOGITS), np.float32)], []
+    values: list[np.ndarray] = []
+    usable, bad = [], []
     computing: deque[Callable[[], np.ndarray]] = deque()
 
     def finish(most: int) -> None:
         while len(computing) > most:
-            logits.append(computing.popleft()())
-            bar.update(len(logits[-1]))
+            values.append(computing.popleft()())
+            bar.update(len(values[-1]))
 
-    for _ in range(count):
+    for row in rows:
         video, clip = next(decoding)
         if isinstance(clip, Exception):
             bad.append(str(clip))
             bar.update()
             continue
         _check_shape(shapes, clip.shape, video.name)
+        usable.append(row)
         batch.append(clip)
         if len(batch) == extractor.batch_size:
             computing.append(extractor(batch))
@@ -190,8 +272,8 @@ def _compute(
     if batch:
         computing.append(extractor(batch))
     finish(most=0)
-    found = [rows for rows in logits if len(rows)] or logits
-    return Features(np.concatenate(found), tuple(bad), "", next(iter(shapes), ()))
+    found = np.concatenate(values) if values else np.empty((0, 0), np.float32)
+    return Features(found, np.array(usable, np.int64), tuple(bad), "", next(iter(shapes), ()))
 
 
 def _check_shape(shapes: dict[tuple[int, ...], str], shape: tuple[int, ...], name: str) -> None:
@@ -221,8 +303,10 @@ def _folder(cache: Path, extractor: Extractor, *rest: Any) -> Path:
         protocol.quantise,
         protocol.resizes,
         protocol.epsilon,
+        protocol.network,
+        protocol.pixels,
     )
-    key = json.dumps([1, extractor.checksum, repr(reading), *rest])
+    key = json.dumps([2, extractor.checksum, repr(reading), *rest])
     return cache / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
@@ -233,7 +317,9 @@ def _load(folder: Path | None, start: int) -> Features | None:
     try:
         with np.load(folder / f"{start:08d}.npz", allow_pickle=False) as stored:
             bad = tuple(str(message) for message in stored["bad"])
-            return Features(stored["logits"], bad, "", tuple(int(side) for side in stored["clip_shape"]))
+            return Features(
+                stored["values"], stored["rows"], bad, "", tuple(int(side) for side in stored["clip_shape"])
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -241,4 +327,10 @@ def _load(folder: Path | None, start: int) -> Features | None:
 def _save(folder: Path | None, start: int, part: Features) -> None:
     if folder is not None:
         with media.atomic_path(folder / f"{start:08d}.npz") as temporary:
-            np.savez(temporary, logits=part.logits, bad=np.array(part.bad, dtype=str), clip_shape=part.clip_shape)
+            np.savez(
+                temporary,
+                values=part.values,
+                rows=part.rows,
+                bad=np.array(part.bad, dtype=str),
+                clip_shape=part.clip_shape,
+            )

@@ -33,11 +33,16 @@ class Fidelity:
       ssim: mean over frames (Wang et al., 2004; see `walt.autoencoder.ssim`).
       sharpness: energy of fine detail in all clips, reconstructions over originals: below 1 is blurred, above it noisy. `None`
         for originals without any.
+      motion_ratio: mean absolute change from frame to frame, reconstructions over originals; `None` where these stand still.
+      flicker_ratio: the same of the change of that change, which movement has little of and what comes and goes has much: above 1 flickers,
+        below it is smoothed in time.
     """
 
     psnr: float
     ssim: float
     sharpness: float | None
+    motion_ratio: float | None = None
+    flicker_ratio: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,22 @@ def compare(originals: Clips, coded: Mapping[str, Coded]) -> Comparison:
 
 def measure(originals: Videos, videos: Videos) -> Fidelity:
     """Raises `EvaluationError` for unlike shapes, and for frames below 11x11, which SSIM cannot compare."""
+    return of_sums(sums(originals, videos))
+
+
+SUMS = 9
+
+
+def of_sums(totals: Float[np.ndarray, " 9"]) -> Fidelity:
+    """The figures of clips whose `sums` were added up."""
+    count, psnr, similarity, *pairs = (float(total) for total in totals)
+    ratios = [made / real if real > 0 else None for real, made in zip(pairs[::2], pairs[1::2])]
+    return Fidelity(psnr / count, similarity / count, *ratios)
+
+
+def sums(originals: Videos, videos: Videos) -> Float[np.ndarray, " 9"]:
+    """Over clips: their number, PSNR and SSIM; fine detail, motion and flicker, each of originals and of the others. Parts of a set of clips
+    add up to the whole. Raises as `measure`."""
     from walt.autoencoder.ssim import WINDOW, ssim  # jax: those who only read figures need not wait for it
 
     check_videos(originals, "originals")
@@ -72,14 +93,21 @@ def measure(originals: Videos, videos: Videos) -> Fidelity:
         raise EvaluationError(f"originals are {list(originals.shape)} but their reconstructions {list(videos.shape)}")
     if min(originals.shape[2:4]) < WINDOW:
         raise EvaluationError(f"SSIM compares frames of at least {WINDOW}x{WINDOW}, got {list(originals.shape[2:4])}")
-    psnr, similarity, detail, detail_left = [], [], 0.0, 0.0
+    total = np.zeros(SUMS)
     for original, video in zip(originals, videos):
         a, b = original.astype(np.float32) / 255, video.astype(np.float32) / 255
-        psnr.append(min(-10 * np.log10(max(float(np.square(a - b).mean()), 1e-30)), _CEILING_DB))
-        similarity.append(float(ssim(a, b).mean()))
-        detail, detail_left = detail + fine_detail(a), detail_left + fine_detail(b)
-    sharpness = detail_left / detail if detail > 0 else None
-    return Fidelity(float(np.mean(psnr)), float(np.mean(similarity)), sharpness)
+        psnr = min(-10 * np.log10(max(float(np.square(a - b).mean()), 1e-30)), _CEILING_DB)
+        pairs = [measured(clip) for measured in (fine_detail, _motion, _flicker) for clip in (a, b)]
+        total += [1, psnr, float(ssim(a, b).mean()), *pairs]
+    return total
+
+
+def _motion(video: Float[np.ndarray, "t h w c"]) -> float:
+    return float(np.abs(np.diff(video, axis=0)).mean()) if len(video) > 1 else 0.0
+
+
+def _flicker(video: Float[np.ndarray, "t h w c"]) -> float:
+    return float(np.abs(np.diff(video, n=2, axis=0)).mean()) if len(video) > 2 else 0.0
 
 
 def fine_detail(video: Float[np.ndarray, "t h w c"]) -> float:

@@ -18,15 +18,16 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from walt.data import media
+from walt.data import caption_files, media
+from walt.data.latents import described as described_record
 from walt.data.records import MANIFEST, RecordSource, file_sha256, read_manifest
 from walt.evaluation.clips import EvaluationError
 from walt.evaluation.environment import available_cores
@@ -39,21 +40,22 @@ Choose = Callable[[int], int]
 
 @dataclass(frozen=True)
 class Video:
-    """One video. `read(span, choose)` gives that many frames in a row, all of them for `None` or where there are fewer; `change`, if
-    there is one, is made to every clip of 0 to 255."""
+    """One video. `read(span, choose)` gives that many frames in a row, all of them for `None` or where there are fewer; `describe()` its
+    caption and its label, "" where it has none; `change`, if there is one, is made to every clip of 0 to 255."""
 
     name: str
     read: Callable[[int | None, Choose], np.ndarray]
+    describe: Callable[[], tuple[str, str]] = lambda: ("", "")
     change: Callable[[np.ndarray], np.ndarray] | None = None
 
-    def clip(self, frames: int | None, stride: int, choose: Choose) -> np.ndarray:
-        """uint8, or float32 of 0 to 255 [frames, h, w, 3]; all frames of the video for `None`.
+    def clip(self, frames: int | None, stride: int, choose: Choose, fewest: int = FEWEST_FRAMES) -> np.ndarray:
+        """uint8, or float32 of 0 to 255 [frames, h, w, 3]; for `None` all frames of the video, which must have `fewest`.
 
         Raises `MediaError` or `EvaluationError` for a video that cannot be read or is too short.
         """
         span = None if frames is None else (frames - 1) * stride + 1
         found = self.read(span, choose)
-        needed = FEWEST_FRAMES if span is None else span
+        needed = fewest if span is None else span
         if len(found) < needed:
             raise EvaluationError(f"{self.name} has {len(found)} frames, and {needed} are needed")
         clip = checked_frames(found[::stride], self.name)
@@ -75,12 +77,13 @@ class Footage:
         """`count` of them, in their order: the first for no seed, else a random choice. All of them if there are no more."""
         if count is None or count >= len(self):
             return self
-        rows = range(count) if seed is None else np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
-        return Footage(
-            self.description,
-            [self.videos[row] for row in rows],
-            lambda: f"{self.fingerprint()}, {count} by seed {seed}",
-        )
+        chosen = range(count) if seed is None else np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        return self.rows(chosen, f"{count} by seed {seed}")
+
+    def rows(self, rows: Sequence[int] | np.ndarray, which: str | None = None) -> Footage:
+        """These rows, in this order; `which` says so in the checksum, by default all of them."""
+        which = ",".join(map(str, rows)) if which is None else which
+        return Footage(self.description, [self.videos[row] for row in rows], lambda: f"{self.fingerprint()}, {which}")
 
 
 def checked_frames(frames: np.ndarray, name: str) -> np.ndarray:
@@ -130,16 +133,20 @@ def open_footage(path: str | os.PathLike[str], split: str | None = None) -> Foot
     if (path / MANIFEST).is_file():
         return _prepared(path, split)
     files, frames, videos = [], [], []
+    described = _Captions(path)
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path).as_posix()
         if file.name.startswith(".") or not file.is_file():
             continue
         if file.suffix.lower() in media.VIDEO_SUFFIXES:
             files.append(file)
-            videos.append((relative, Video(relative, _from_video_file(file))))
+            videos.append((relative, Video(relative, _from_video_file(file), partial(described, file))))
         elif file.suffix.lower() in ARRAY_SUFFIXES:
             files.append(file)
-            videos += [(relative, video) for video in _in_array_file(file, relative)]
+            videos += [
+                (relative, replace(video, describe=partial(described, file)))
+                for video in _in_array_file(file, relative)
+            ]
     beside_videos = {file.parent for file in files}  # where pictures are about the videos
     pictured = {file.parent for file in path.rglob("*") if file.suffix.lower() in media.IMAGE_SUFFIXES}
     for folder in sorted(pictured - beside_videos):
@@ -148,13 +155,34 @@ def open_footage(path: str | os.PathLike[str], split: str | None = None) -> Foot
         )
         relative = folder.relative_to(path).as_posix()
         frames += pictures
-        videos.append((relative, Video(relative, _from_pictures(pictures))))
+        videos.append((relative, Video(relative, _from_pictures(pictures), partial(described, folder))))
     if not videos:
         raise EvaluationError(
             f"{path} holds no videos ({', '.join((*media.VIDEO_SUFFIXES, *ARRAY_SUFFIXES))} or folders of pictures) and is no prepared data set"
         )
     videos.sort(key=lambda entry: entry[0])
     return Footage(str(path), [video for _, video in videos], lambda: _of_files(files + frames))
+
+
+class _Captions:
+    """Caption and label of the videos in a folder: as its table says, or the first line of a .txt beside the file and the name of its subfolder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @cached_property
+    def _table(self) -> dict[str, list[caption_files.Caption]]:
+        table = caption_files.find_table(self.folder)
+        return {} if table is None else caption_files.read_table(table)
+
+    def __call__(self, file: Path) -> tuple[str, str]:
+        relative = file.relative_to(self.folder)
+        subfolder = relative.parts[0] if len(relative.parts) > 1 else ""
+        if row := self._table.get(relative.as_posix()):
+            return row[0].text, row[0].label or subfolder
+        beside = file.with_suffix(".txt")
+        lines = caption_files.read_lines(beside) if beside.is_file() else []
+        return (lines[0] if lines else ""), subfolder
 
 
 def _by_number(file: Path) -> list[tuple[int, str]]:
@@ -288,6 +316,13 @@ def _prepared(path: Path, split: str | None) -> Footage:
             raise EvaluationError(f"{path} holds {manifest.name!r} records without clips; name a data set of videos")
         return media.decode_clip(record["clip"])
 
-    videos = [Video(f"{chosen} record {row}", _from_memory(partial(read, row))) for row in range(len(source))]
+    def describe(row: int) -> tuple[str, str]:
+        captions, label = described_record({"captions": [], **source[row]})
+        return (captions[0] if captions else ""), label
+
+    videos = [
+        Video(f"{chosen} record {row}", _from_memory(partial(read, row)), partial(describe, row))
+        for row in range(len(source))
+    ]
     checksums = "\n".join(shard.sha256 for shard in splits[chosen].shards)
     return Footage(f"{path} ({chosen})", videos, lambda: hashlib.sha256(checksums.encode()).hexdigest())

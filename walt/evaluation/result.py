@@ -169,7 +169,7 @@ def check_protocol(name: str) -> None:
 
         others = ", ".join(protocols.PROTOCOLS)
         raise EvaluationError(
-            f"unknown protocol {name!r}: there is {', '.join(PROTOCOLS)} and, for the Fréchet video distance, {others}"
+            f"unknown protocol {name!r}: there is {', '.join(PROTOCOLS)} and, for distances, {others}"
         )
 
 

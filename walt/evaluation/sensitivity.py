@@ -33,6 +33,9 @@ SPOILT: Mapping[str, Spoil] = {
     f"noise of {NOISE:g} / 255": _noisy,
 }
 
+OF_MOTION = ("frames shuffled", "first frame frozen")
+"""These leave a still as it is."""
+
 
 def spoilt(footage: Footage, how: str) -> Footage:
     """The same clips after `SPOILT[how]`; the same spoilt clips every time."""

@@ -13,15 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
 
 import walt.config
-from walt.autoencoder.efficientnet import EfficientNetLite0, convert_weights, read_weights, weights_file
 from walt.config import ConfigError
 from walt.evaluation import Clips, evaluate_clips, frechet_distance
+from walt.evaluation.features import Extractor
+from walt.evaluation.protocols import PROTOCOLS
 from walt.evaluation.source import PreparedClips, read_clips
 from walt.experiment.config import DiffusionExperiment, parse
 from walt.experiment.progress import write_json
@@ -30,11 +28,9 @@ from walt.experiment.stage2 import diffusion_task, latent_loader, train_diffusio
 from walt.generation.pipeline import load
 from walt.training.checkpoint import stored_config
 from walt.training.heldout import HeldOut
-from walt.training.module import Functional
 
 BASELINE = "baseline"
 CONFIG = "classes/ablation"
-STAGES = 5  # of EfficientNet-Lite0: 112 channels at a sixteenth of the size
 HELDOUT_BATCHES = 16
 SAMPLE_FIGURES = ("prompt_accuracy", "motion_ratio", "diversity_ratio")
 
@@ -162,23 +158,8 @@ class Measure:
         self.samples = samples
         self.heldout = read_clips(footage, "heldout")
         training = PreparedClips(footage)
-        network = Functional(lambda _: EfficientNetLite0(stages=STAGES))
-        weights = convert_weights(read_weights(weights_file()), network.abstract_extra)
-        self._features = lambda frames: network.bind({}, weights).features(frames)[-1].mean(axis=(1, 2))
-        self._real = np.concatenate([self.clip_features(clips.videos) for clips in training])
-
-    def clip_features(self, videos: UInt8[np.ndarray, "n t h w 3"], batch: int = 8) -> Float[np.ndarray, "n d"]:
-        """Of each clip, features of EfficientNet-Lite0 averaged over positions: their mean over the frames, and their mean absolute change
-        from frame to frame."""
-        compiled = jax.jit(self._features)
-        count = len(videos)
-        found = []
-        for start in range(0, count, batch):
-            chosen = videos[np.minimum(np.arange(start, start + batch), count - 1)]  # one shape to compile
-            frames = jnp.asarray(chosen.reshape(-1, *videos.shape[2:]), jnp.float32) / 255
-            found.append(np.asarray(compiled(frames)).reshape(batch, videos.shape[1], -1))
-        features = np.concatenate(found)[:count]
-        return np.concatenate([features.mean(1), np.abs(np.diff(features, axis=1)).mean(1)], axis=1)
+        self._extractor = Extractor(PROTOCOLS["efficientnet-frames"])
+        self._real = np.concatenate([self._extractor.of_videos(clips.videos) for clips in training])
 
     def samples_of(self, workdir: Path) -> dict[str, float]:
         """The figures of samples of every label."""
@@ -194,7 +175,7 @@ class Measure:
         figures = evaluate_clips(self.heldout, generated=clips).headline()
         return {
             "samples": len(clips),
-            "frechet": frechet_distance(self._real, self.clip_features(clips.videos)),
+            "frechet": frechet_distance(self._real, self._extractor.of_videos(clips.videos)),
             **{name: float(figures[name]) for name in SAMPLE_FIGURES if figures.get(name) is not None},  # type: ignore[arg-type]
         }
 

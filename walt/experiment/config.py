@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,6 +16,7 @@ from walt.data.records import read_manifest
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.samplers import lay_out
 from walt.diffusion.task import TextSource
+from walt.evaluation.config import ReconstructionEvaluation, SampleEvaluation
 from walt.generation.init_from import InitRules
 from walt.generation.sources import whole_path
 from walt.text.bert import LONGEST
@@ -32,6 +32,7 @@ class AutoencoderExperiment:
     Attributes:
       clip_size: frames, height and width of the clips it is meant for; others are refused. None takes any.
       heldout_every: steps between measurements on the split "heldout".
+      evaluators: figures of reconstructions, by the name under which they are logged.
       calibration_clips: training clips over which the latent statistics are computed at the end.
       init_from: start from a bundle's weights, with a fresh optimiser.
       data_checksum: filled in when training starts; a run only goes on with that data, wherever it lies.
@@ -44,6 +45,7 @@ class AutoencoderExperiment:
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
     clip_size: tuple[int, int, int] | None = None
     heldout_every: int = 500
+    evaluators: Mapping[str, ReconstructionEvaluation] = field(default_factory=dict)
     calibration_clips: int = 512
     init_from: InitRules | None = None
     data_checksum: str | None = None
@@ -52,6 +54,7 @@ class AutoencoderExperiment:
 
     def __post_init__(self) -> None:
         _check_positive(self, "heldout_every", "calibration_clips")
+        _check_names(self.evaluators)
         training = self.training
         moves = training.ema_decay is not None or training.optimizer.weight_decay
         if self.loss.freeze_encoder and (self.init_from is None or moves):
@@ -73,6 +76,7 @@ class DiffusionExperiment:
       text: the encoder that is trained; a SentencePiece model of at most `vocab_size` pieces is trained on the captions of the data. None for
         a model of classes, or of nothing but videos.
       samples_every: steps between sample videos; 0 makes none.
+      evaluators: distances of samples to real clips, by the name under which they are logged, such as "fvd".
       sample_prompts: what to show in them; by default captions of the held-out split, of as many labels as it has.
       init_from: start from a bundle's weights, with a fresh optimiser.
       text_encoder_checksum, text_source: filled in when training starts; a run is only sampled with that encoder.
@@ -89,6 +93,7 @@ class DiffusionExperiment:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     heldout_every: int = 500
     samples_every: int = 0
+    evaluators: Mapping[str, SampleEvaluation] = field(default_factory=dict)
     sample_prompts: tuple[str, ...] = ()
     text_encoder_path: str | None = None
     text_encoder_checksum: str | None = None
@@ -103,6 +108,7 @@ class DiffusionExperiment:
         _check_positive(self, "heldout_every")
         if self.samples_every < 0:
             raise ConfigError(f"samples_every must be 0 or more, got {self.samples_every}")
+        self._check_evaluators()
         lay_out(self.sampler, self.diffusion.make_schedule(self.transformer.latent_shape))
         self._check_conditions()
         if self.transformer.low_resolution is not None:
@@ -116,6 +122,24 @@ class DiffusionExperiment:
                 f"data.caption_length is {self.data.caption_length}, but diffusion.caption_length is "
                 f"{self.diffusion.caption_length}; set them equal"
             )
+
+    def _check_evaluators(self) -> None:
+        """Raises `ConfigError` for a model whose samples need more than a prompt, and for a sampler that cannot be."""
+        _check_names(self.evaluators)
+        if not self.evaluators:
+            return
+        transformer = self.transformer
+        if transformer.low_resolution is not None or (
+            transformer.text_width is None and transformer.num_classes is None
+        ):
+            raise ConfigError(
+                "evaluators must be empty for a model that does not make videos of prompts or classes alone: measure it with walt evaluate --generated"
+            )
+        for name, config in self.evaluators.items():
+            try:
+                lay_out(config.sampling.of(self.sampler), self.diffusion.make_schedule(self.transformer.latent_shape))
+            except ConfigError as error:
+                raise ConfigError(f"evaluators.{name}: {error}") from error
 
     def _check_conditions(self) -> None:
         """Raises `ConfigError` for what would train, but not what sampling needs."""
@@ -167,12 +191,11 @@ def resolved(experiment: Experiment) -> Experiment:
     """
     data, start = experiment.data, experiment.init_from
     manifest = read_manifest(data.path)
-    shards = {name: [shard.sha256 for shard in split.shards] for name, split in manifest.splits.items()}
     return replace(
         experiment,
         data=replace(data, path=str(Path(data.path).resolve())),
         init_from=start and replace(start, path=whole_path(start.path)),
-        data_checksum=hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest(),
+        data_checksum=manifest.checksum(),
         data_fps=manifest.fps,
     )
 
@@ -181,3 +204,15 @@ def _check_positive(experiment: object, *names: str) -> None:
     for name in names:
         if getattr(experiment, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(experiment, name)}")
+
+
+LOGGED = ("heldout", "samples", "critic")
+
+
+def _check_names(evaluators: Mapping[str, object]) -> None:
+    """Raises `ConfigError` for names that others in the log have, or that are no file's."""
+    for name in evaluators:
+        if name in LOGGED or not name.isidentifier():
+            raise ConfigError(
+                f"an evaluator cannot be called {name!r}: take letters, digits and underscores, and none of {', '.join(LOGGED)}"
+            )

@@ -96,7 +96,12 @@ def prepare(
                 seed=source.seed,
                 request=request,
                 versions=records.package_versions("walt", "jax", "numpy"),
-                extra={**source.extra, "autoencoder": request["autoencoder"], "labels": sorted(labels)},
+                extra={
+                    **source.extra,
+                    "autoencoder": request["autoencoder"],
+                    "labels": sorted(labels),
+                    "clips": {"path": os.fspath(epath.Path(input).resolve()), "sha256": source.checksum()},
+                },
             ),
         )
     return records.read_manifest(os.fspath(output))

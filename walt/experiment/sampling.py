@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +12,14 @@ from walt.evaluation import Clips
 from walt.generation.pipeline import Pipeline
 
 
-def sample_labels(pipeline: Pipeline, heldout: Clips, seeds: int) -> Clips:
-    """`seeds` samples for one prompt per label of the held-out clips, labelled by what the prompt names."""
+def sample_labels(pipeline: Pipeline, heldout: Clips, seeds: int, **options: Any) -> Clips:
+    """`seeds` samples for one prompt per label of the held-out clips, labelled by what the prompt names; `options` as `generate` takes them."""
     prompts = {label: heldout.prompts[int(heldout.rows_of(label)[0])] for label in heldout.label_names}
     if pipeline.class_names:
         prompts = {label: label for label in prompts}
     labels = tuple(label for label in prompts for _ in range(seeds))
     texts = tuple(prompts[label] for label in labels)
-    return Clips(pipeline.generate(list(texts)), labels, texts)
+    return Clips(pipeline.generate(list(texts), **options), labels, texts)
 
 
 def reconstruct(pipeline: Pipeline, clips: Clips, batch: int = 16) -> np.ndarray:

@@ -19,12 +19,12 @@ from walt.data.bar import progress_bar
 from walt.data.loader import ClipLoader
 from walt.data.records import read_manifest
 from walt.experiment.config import RUN_KEYS, AutoencoderExperiment, resolved
+from walt.experiment.evaluators import evaluators_of_reconstructions
 from walt.experiment.hosts import share_of_host
 from walt.experiment.provenance import record_environment
 from walt.experiment.weights import initial_weights
 from walt.generation.sources import open_bundle
 from walt.training.folder import latest_step
-from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, train
 from walt.training.state import TrainState
 from walt.training.task import Evaluator
@@ -73,7 +73,7 @@ def train_autoencoder(
         workdir,
         resolved_config=to_config_dict(resolved(experiment)),
         model_keys=MODEL_KEYS,
-        evaluators=_evaluators(task, experiment),
+        evaluators=_evaluators(task, experiment, workdir),
         on_start=start,
         on_finish=None if frozen else calibrate,
         divides=("context",),
@@ -118,12 +118,11 @@ def clip_loader(
     return ClipLoader(config, **share_of_host(experiment), workdir=workdir)
 
 
-def _evaluators(task: AutoencoderTask, experiment: AutoencoderExperiment) -> list[Evaluator]:
-    """Reconstruction of held-out clips, if the data set has any, and a watch on the critic, if there is one."""
-    evaluators: list[Evaluator] = []
-    if "heldout" in read_manifest(experiment.data.path).splits:
-        heldout = clip_loader(experiment, "heldout")
-        evaluators.append(HeldOut(task, heldout, experiment.heldout_every, num_batches=16))
+def _evaluators(task: AutoencoderTask, experiment: AutoencoderExperiment, workdir: epath.PathLike) -> list[Evaluator]:
+    """Figures of held-out clips, and a watch on the critic, if there is one."""
+    has_heldout = "heldout" in read_manifest(experiment.data.path).splits
+    heldout = clip_loader(experiment, "heldout") if has_heldout else None
+    evaluators = evaluators_of_reconstructions(task, experiment, heldout, workdir)
     if experiment.loss.adversarial is not None:
         evaluators.append(CriticWatch(experiment.training.log_every))
     return evaluators

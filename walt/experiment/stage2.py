@@ -7,32 +7,28 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
-import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from walt.config import ConfigError, from_config_dict, to_config_dict
 from walt.data.faults import FaultLog, usable
-from walt.data.latents import Latent, LatentsFormat, described
+from walt.data.latents import described
 from walt.data.loader import LatentLoader
 from walt.data.records import DatasetError, RecordSource, read_manifest
 from walt.diffusion.task import TEXT_ENCODER, DiffusionTask
 from walt.experiment.config import RUN_KEYS, DiffusionExperiment, resolved
+from walt.experiment.evaluators import Parts, evaluators_of_samples
 from walt.experiment.hosts import share_of_host
 from walt.experiment.provenance import record_environment
 from walt.experiment.weights import check_same_tokens, initial_weights
-from walt.generation.bundle import TOKENIZER, Bundle, BundleError, Component, encoder_checksum, text_checksum
-from walt.generation.pipeline import Pipeline
+from walt.generation.bundle import TOKENIZER, Bundle, BundleError, encoder_checksum, text_checksum
 from walt.generation.sources import open_autoencoder, open_text_encoder, whole_path
-from walt.parallel.mesh import mesh_of
 from walt.text.config import TextEncoderConfig
 from walt.text.tokenizer import Tokenizer, WordPiece, read_tokenizer
 from walt.training.checkpoint import check_config
 from walt.training.folder import latest_step
-from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, train
 from walt.training.state import TrainState
-from walt.training.task import Evaluator
 from walt.transformer.sharding import PARAMETER_AXES, check_mesh
 
 MODEL_KEYS = (
@@ -65,6 +61,9 @@ def train_diffusion(
     check_mesh(experiment.transformer, experiment.training.mesh.resolve(len(devices or jax.devices())))
     tokenizer = workdir_tokenizer(experiment, workdir, frozen)
     task = diffusion_task(experiment)
+    heldout = latent_loader(experiment, tokenizer, "heldout") if _has_heldout(experiment) else None
+    parts = Parts(experiment, tokenizer, autoencoder, frozen)
+    evaluators = evaluators_of_samples(parts, task, heldout, _fault_log(experiment), workdir)
     weights = None
     if experiment.init_from is not None and not begun:  # before anything is written
         if tokenizer is not None and frozen is None:
@@ -89,7 +88,7 @@ def train_diffusion(
         workdir,
         resolved_config=to_config_dict(experiment),
         model_keys=MODEL_KEYS,
-        evaluators=_evaluators(experiment, task, tokenizer, autoencoder, frozen),
+        evaluators=evaluators,
         on_start=start,
         axes=PARAMETER_AXES,
         divides=("context", "tensor"),
@@ -224,6 +223,10 @@ def _descriptions(experiment: DiffusionExperiment) -> Iterator[tuple[list[str], 
     return usable(range(len(source)), lambda index: described(source[index]), _fault_log(experiment))
 
 
+def _has_heldout(experiment: DiffusionExperiment) -> bool:
+    return "heldout" in read_manifest(experiment.data.path).splits
+
+
 def _fault_log(experiment: DiffusionExperiment) -> FaultLog:
     return FaultLog(experiment.data.path, experiment.data.max_bad_records)
 
@@ -253,83 +256,3 @@ def latent_loader(
         **share_of_host(experiment),
         workdir=workdir,
     )
-
-
-def _evaluators(
-    experiment: DiffusionExperiment,
-    task: DiffusionTask,
-    tokenizer: Tokenizer | WordPiece | None,
-    autoencoder: Bundle,
-    frozen: Bundle | None,
-) -> list[Evaluator]:
-    evaluators: list[Evaluator] = []
-    has_heldout = "heldout" in read_manifest(experiment.data.path).splits
-    if has_heldout:
-        evaluators.append(HeldOut(task, latent_loader(experiment, tokenizer, "heldout"), experiment.heldout_every))
-    if experiment.samples_every:
-        examples = _examples(experiment, "heldout" if has_heldout else experiment.data.split)
-        low = None
-        if experiment.transformer.low_resolution is not None:
-            low = np.stack([example.low_resolution for example in examples])
-        names = [example.label if tokenizer is None else example.captions[0] for example in examples]
-        prompts = tuple(experiment.sample_prompts or names)
-        every = experiment.samples_every
-        evaluators.append(SampleVideos(experiment, tokenizer, autoencoder, frozen, prompts, every, low))
-    return evaluators
-
-
-def _examples(experiment: DiffusionExperiment, split: str, number: int = 8) -> list[Latent]:
-    """Examples by label and first caption: the first of each label, then further ones, `number` in all if there are as many."""
-    source = RecordSource(experiment.data.path, split)
-    low_resolution = experiment.transformer.low_resolution is not None
-    form = LatentsFormat(source.manifest.shapes, low_resolution, text_shape=None, classes={})
-    first: dict[tuple[str, str], Latent] = {}
-    others: dict[tuple[str, str], Latent] = {}
-    labels: set[str] = set()
-    indices = range(min(512, len(source)))
-    for example in usable(indices, lambda index: form.decode(source[index]), _fault_log(experiment)):
-        label, caption = example.label, example.captions[0]
-        kind = others if label in labels else first
-        if len(kind) < number:
-            kind.setdefault((label, caption), example)
-        labels.add(label)
-    others = {key: example for key, example in others.items() if key not in first}
-    return list({**first, **others}.values())[:number]
-
-
-@dataclasses.dataclass
-class SampleVideos:
-    """An `Evaluator` that samples a few prompts with the averaged weights where they lie, on the mesh of the run, for TensorBoard; for a
-    super-resolution model with the latents of the video of each that it is to make larger."""
-
-    experiment: DiffusionExperiment
-    tokenizer: Tokenizer | WordPiece | None
-    autoencoder: Bundle
-    frozen: Bundle | None
-    prompts: Sequence[str]
-    every: int
-    low_latents: np.ndarray | None = None
-    name: str = "samples"
-
-    def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
-        mesh = mesh_of(state.step)
-        pipeline = Pipeline(self._bundle(state.averaged_params()["model"]), mesh)
-        low = None if self.low_latents is None else Pipeline(self.autoencoder, mesh).decode(self.low_latents)
-        return {"videos": pipeline.generate(list(self.prompts), low_resolution=low)}
-
-    def _bundle(self, params: dict) -> Bundle:
-        experiment = self.experiment
-        components = {
-            **self.autoencoder.components,
-            "transformer": Component(dataclasses.asdict(experiment.transformer), params["transformer"]),
-        }
-        if self.frozen is not None:
-            components["text_encoder"] = self.frozen.components["text_encoder"]
-        elif experiment.text is not None:
-            components["text_encoder"] = Component(dataclasses.asdict(experiment.text), params["text_encoder"])
-        return Bundle(
-            components,
-            tokenizer=None if self.tokenizer is None else self.tokenizer.model_bytes,
-            diffusion=dataclasses.asdict(experiment.diffusion),
-            sampler=dataclasses.asdict(experiment.sampler),
-        )

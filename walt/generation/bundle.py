@@ -94,6 +94,14 @@ def text_checksum(encoder: Bundle) -> str:
     return _checksum({f"tokenizer {tokenizer}": np.zeros(()), "encoder": encoder.components["text_encoder"].params})
 
 
+def bundle_checksum(bundle: Bundle) -> str:
+    """SHA-256 over all that its videos depend on: every component's config and arrays, the tokenizer, the configs of diffusion and sampler."""
+    configs = {name: component.config for name, component in bundle.components.items()}
+    told = json.dumps([configs, bundle.diffusion, bundle.sampler], sort_keys=True).encode() + (bundle.tokenizer or b"")
+    arrays = {name: {"params": part.params, "extra": part.extra} for name, part in bundle.components.items()}
+    return _checksum({f"told {_sha256(told)}": np.zeros(()), **arrays})
+
+
 def _checksum(tree: Tree) -> str:
     digest = hashlib.sha256()
     for name, array in flatten(tree).items():

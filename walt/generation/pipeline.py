@@ -32,8 +32,8 @@ from walt.generation.request import (
     check_first_frames,
     check_low_resolution,
     check_negative,
+    check_numbers,
     check_prompts,
-    check_row,
     check_scalars,
     check_seed,
     check_video,
@@ -173,7 +173,7 @@ class Pipeline:
         guidance: float | None = None,
         solver: str | None = None,
         seed: int = 0,
-        row: int = 0,
+        numbers: Sequence[int] | None = None,
         negative_prompt: str | None = None,
         batch_size: int = 16,
     ) -> UInt8[np.ndarray, "*n t h w 3"]:
@@ -192,7 +192,8 @@ class Pipeline:
           guidance: how strongly to follow the prompt, 1 being not at all beyond what was learned; by default the
             bundle's.
           solver: how the steps are taken, see `SamplerConfig`; by default the bundle's.
-          seed, row: video i of a call is drawn from (seed, row + i), whatever the other prompts and the batch size (up to rounding).
+          seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size (up to rounding).
+          numbers: of the videos, in place of i: the same many videos, some at a time.
           negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
           batch_size: videos computed at a time, rounded up to a multiple of the devices that divide them.
 
@@ -217,9 +218,9 @@ class Pipeline:
                 f"{size} is rounded up to {self.video_size}, which is what the model makes, and cropped back to the first frames and "
                 "the middle of the picture"
             )
-        sampler = self._check_sampler(steps, guidance, solver)
+        sampler = self.sampler_with(steps, guidance, solver)
         check_seed(seed)
-        check_row(row, len(prompts))
+        drawn = np.arange(len(prompts)) if numbers is None else check_numbers(numbers, len(prompts))
         negative = self._read(None if negative_prompt is None else [check_negative(negative_prompt)], "negative_prompt")
         if negative_prompt is not None and sampler.guidance == 1:
             print("negative_prompt has no effect with guidance 1, where nothing is steered away from")
@@ -235,7 +236,7 @@ class Pipeline:
                 {name: self._rows(np.full(rows, value, np.float32)) for name, value in scalars.items()},
             )
             texts = None if told is None else jax.tree.map(lambda array: array[chosen], told)  # noqa: B023
-            videos.append(self._videos(texts, seed, row + chosen, sampler, negative, given, size.frames))
+            videos.append(self._videos(texts, seed, drawn[chosen], sampler, negative, given, size.frames))
         video = _crop(np.concatenate(videos)[: len(prompts)], size)
         alone = first_frames if first_frames is not None else low_resolution
         single = isinstance(prompt, str) or (prompt is None and alone is not None and alone.ndim == 4)
@@ -364,6 +365,11 @@ class Pipeline:
         """Embeddings or labels; None for a model that reads no prompts."""
         return None if texts is None or self._read_prompts is None else self._read_prompts(texts, what)
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether it makes a video of a prompt or a class; a model that does not goes on from frames."""
+        return self.video_size is not None and self._read_prompts is not None
+
     def check_size(self, num_frames: int | None, height: int | None, width: int | None) -> VideoSize:
         """The size of a video that is asked for, None being what the model makes. Raises `GenerationError` if it cannot be made."""
         full = self.video_size
@@ -379,7 +385,10 @@ class Pipeline:
             raise GenerationError(f"this model makes at most {full}, got a request for {asked}")
         return asked
 
-    def _check_sampler(self, steps: int | None, guidance: float | None, solver: str | None) -> SamplerConfig:
+    def sampler_with(
+        self, steps: int | None = None, guidance: float | None = None, solver: str | None = None
+    ) -> SamplerConfig:
+        """How it samples with these in place of the bundle's. Raises `GenerationError` for what is out of range."""
         changes: dict[str, Any] = {} if solver is None else {"solver": solver}
         if steps is not None:
             changes["steps"] = check_count("steps", steps)

@@ -147,9 +147,10 @@ def resolve(
 
 def generate(model: Cascade, record: Record, batch_size: int = 16) -> UInt8[np.ndarray, "n t h w 3"]:
     """The videos of a record. Raises `GenerationError` where the model cannot make them."""
-    names = ("num_frames", "height", "width", "steps", "guidance", "solver", "seed", "row")
+    names = ("num_frames", "height", "width", "steps", "guidance", "solver", "seed")
     return model.generate(
         list(record.prompts),
+        numbers=range(record.row, record.row + len(record.prompts)),
         negative_prompt=record.negative_prompt or None,
         batch_size=batch_size,
         **{name: getattr(record, name) for name in names},

@@ -54,16 +54,18 @@ def check_video(video: Any) -> None:
         )
 
 
+def check_numbers(numbers: Any, count: int) -> np.ndarray:
+    """As an array, one of them for each video."""
+    found = np.asarray(numbers)
+    if found.shape != (count,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31:
+        raise GenerationError(f"numbers must be one whole number from 0 to 2**31 - 1 for each of {count} videos")
+    return found
+
+
 def check_seed(seed: Any) -> None:
     """Refuses what is no 32-bit number."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
         raise GenerationError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
-
-
-def check_row(row: Any, count: int) -> None:
-    """Refuses a number of the first of `count` videos that is none."""
-    if isinstance(row, bool) or not isinstance(row, (int, np.integer)) or not 0 <= row < 2**31 - count:
-        raise GenerationError(f"row must be an integer from 0 to 2**31 - 1 less the number of videos, got {row!r}")
 
 
 def check_low_resolution(

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from walt.config import ConfigError
@@ -102,6 +103,17 @@ def initialize(
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
     if jax.process_count() > 1:
         _watch()
+
+
+def exchanged(mine: bytes) -> list[bytes]:
+    """What every process of the job gave, in their order; all of them must call this, and all get the same."""
+    if jax.process_count() == 1:
+        return [mine]
+    sizes = np.asarray(multihost_utils.process_allgather(np.array([len(mine)], np.int32))).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(mine)] = np.frombuffer(mine, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes)]
 
 
 def leave(reason: str, status: int = 1) -> None:

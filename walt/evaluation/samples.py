@@ -1,0 +1,105 @@
+"""Videos that a model makes when they are asked for, as footage: they are measured without being written anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from walt.data.media import MediaError
+from walt.evaluation.clips import EvaluationError
+from walt.evaluation.features import ALONE, Share
+from walt.evaluation.footage import Choose, Footage, Video
+
+SampleFn = Callable[[Sequence[int]], UInt8[np.ndarray, "n t h w 3"]]
+"""The videos of these numbers; that of a number is the same whenever it is asked for, and with whatever others."""
+BATCH = 16
+MOST_BYTES = 2**30
+"""Of videos that are kept once they are made, in case that they are wanted again."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What to ask a model for, one for each video, with the label of what that shows ("" for none), and where they are from."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    source: str
+
+    def card(self) -> dict[str, Any]:
+        """For the card of figures about these videos."""
+        checksum = hashlib.sha256("\n".join(self.texts).encode()).hexdigest()
+        return {"from": self.source, "different": len(set(self.texts)), "sha256": checksum}
+
+
+def prompts_of(real: Footage, count: int, *, classes: Sequence[str] = ()) -> Prompts:
+    """The captions of so many real videos, evenly spaced, or in turn where there are fewer; for a model of classes their labels.
+
+    A video without a caption is called by its label. Raises `EvaluationError` naming the first that has neither.
+    """
+    rows = np.arange(count) * len(real) // count if count <= len(real) else np.arange(count) % len(real)
+    found: dict[int, tuple[str, str]] = {}
+    for row in sorted(set(rows.tolist())):
+        video = real.videos[row]
+        caption, label = video.describe()
+        text = label if classes else caption or label
+        if not text:
+            raise EvaluationError(
+                f"{video.name} of {real.description} has no {'label' if classes else 'caption'} to make a video of: "
+                "give prompts in a file of one per line (--prompts)"
+            )
+        found[row] = text, label
+    texts, labels = zip(*(found[row] for row in rows.tolist()))
+    return Prompts(texts, labels, f"{'labels' if classes else 'captions'} of {real.description}")
+
+
+def footage_of_samples(
+    sample: SampleFn,
+    prompts: Prompts,
+    sampled: Mapping[str, Any],
+    share: Share = ALONE,
+    batch: int = BATCH,
+) -> Footage:
+    """One video for every prompt, of which each process makes its share alone; `sampled` is all that they depend on, as plain JSON values."""
+    made = _Made(sample, range(share.index, len(prompts.texts), share.count), batch)
+
+    def read(row: int, span: int | None, choose: Choose) -> np.ndarray:
+        return made(row)[:span]
+
+    videos = [
+        Video(f"sample {row}", partial(read, row), partial(lambda *described: described, text, label))
+        for row, (text, label) in enumerate(zip(prompts.texts, prompts.labels))
+    ]
+    checksum = hashlib.sha256(json.dumps(sampled, sort_keys=True).encode()).hexdigest()
+    return Footage(f"{len(videos)} samples", videos, lambda: checksum)
+
+
+class _Made:
+    """The videos of a process's share, made by the batch; the latest batches are kept, as many as `MOST_BYTES` hold."""
+
+    def __init__(self, sample: SampleFn, mine: range, batch: int):
+        self._sample, self._mine, self._batch = sample, mine, batch
+        self._kept: dict[int, np.ndarray] = {}
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, row: int) -> UInt8[np.ndarray, "t h w 3"]:
+        number, place = divmod(self._mine.index(row), self._batch)
+        with self._one_at_a_time:
+            if number not in self._kept:
+                self._kept[number] = self._make(self._mine[number * self._batch :][: self._batch])
+                while len(self._kept) > 1 and sum(videos.nbytes for videos in self._kept.values()) > MOST_BYTES:
+                    del self._kept[next(iter(self._kept))]
+            return self._kept[number][place]
+
+    def _make(self, rows: range) -> np.ndarray:
+        videos = self._sample(rows)
+        if len(videos) != len(rows):
+            raise MediaError(f"{len(rows)} videos were asked for and {len(videos)} made")
+        return videos
