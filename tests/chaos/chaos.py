@@ -47,7 +47,10 @@ SECONDS_PER_STEP = 0.1
 TOLERANCE = 1e-3  # of a loss, relative, over the whole run on changing devices
 BAD = (3, 7)  # records of the elastic schedule
 KINDS = {"exact": ("kill", "terminate", "stop", "full disk", "unreadable"), "elastic": ("kill", "terminate")}
-LONGEST_START, LONGEST_END = 300.0, 90.0  # seconds: to the first step; from the end of a job's first process to that of its last
+LONGEST_START, LONGEST_END = (
+    300.0,
+    90.0,
+)  # seconds: to the first step; from the end of a job's first process to that of its last
 SETTINGS = {
     "training.num_steps": STEPS,
     "training.checkpoint_every": 10,
