@@ -156,3 +156,9 @@ def test_losses_for_the_next_start_are_numbers(tmp_path):
     clock = json.loads((tmp_path / "checkpoints" / "10" / "clock" / "metadata").read_text())
     assert [step for step, _ in clock["losses"]] == list(range(2, 11))
     assert jax.tree.all(jax.tree.map(np.isfinite, clock["losses"]))
+
+
+def test_a_list_whose_last_line_was_cut_short_takes_another(tmp_path):
+    (tmp_path / "skipped_batches.0.jsonl").write_text('{"step": 2}\n{"step": 3, "rea')
+    SkippedBatches(tmp_path, None).add(7, "a jump")
+    assert SkippedBatches(tmp_path, None).steps == {2, 7}
