@@ -20,7 +20,7 @@ from walt.parallel.mesh import count_rows, make_mesh, put_batch
 from walt.parallel.processes import failing_together
 from walt.parallel.rules import ParameterAxes
 from walt.training.anomalies import Judge, LossSpikeError, NonFiniteError, RollBack, SkippedBatches
-from walt.training.checkpoint import Checkpoints, Clock
+from walt.training.checkpoint import Checkpoints, Clock, stored_clock
 from walt.training.checks import check_batch, check_mesh, check_same_step, check_workdir
 from walt.training.claim import claimed
 from walt.training.config import TrainingConfig
@@ -117,18 +117,22 @@ class _Run:
             if step < config.num_steps:
                 # Before anything is written: a mistake in the data must not leave a run that its correction does not fit.
                 check_batch(batches.first(), self.task, config, self.mesh)
+            finished = step == config.num_steps and stored_clock(workdir).finished
+            watchdog = Watchdog(workdir, config.watchdog, step)
+            if not finished:
+                stack.enter_context(watchdog)  # storage may hang while a checkpoint is read
             recover(workdir)
+            log: MetricLog  # opened once a checkpoint has been read, for it removes the lines of later steps
             metric = lambda at: log.value(at, config.saving.best_metric)  # noqa: E731
             checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints, config.saving, metric))
             state, clock = self._state(checkpoints)
             log = stack.enter_context(contextlib.closing(MetricLog(workdir, step)))
-            if clock.finished and step == config.num_steps:
+            if finished:
                 _evaluate(self.evaluators, state, step, config, log)
                 tqdm.write(f"{workdir} has finished its {step} steps; nothing to do")
                 return state
             skipped = SkippedBatches(workdir, getattr(self.loader, "example_ids", None))
             judge = Judge(config, clock, skipped)
-            watchdog = stack.enter_context(Watchdog(workdir, config.watchdog, step))
             counts = functools.partial(_counts, self.loader, skipped, checkpoints)
             meter = Meter(log, clock, step, config, self.task.row_cost(), judge, watchdog, counts)
             stack.enter_context(contextlib.closing(meter))
@@ -228,7 +232,8 @@ class _Course:
 
     def update(self, rows: Batch) -> None:
         """One step on a batch, or past it if it is left out."""
-        run, metrics = self.run, dict[str, Any]()
+        run = self.run
+        metrics: Mapping[str, Any] = {}
         if self.step in self.skipped.steps:
             self.state = dataclasses.replace(self.state, step=self.state.step + 1)
         else:
