@@ -19,6 +19,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -101,7 +102,7 @@ class StopSignal:
         for _ in range(round(seconds / POLL_SECONDS)):
             if self.received is not None:
                 break
-            threading.Event().wait(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         return self.received is not None
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -136,7 +137,7 @@ class StopSignal:
                 from walt.parallel.processes import end_all
 
                 end_all("told to end while there was nothing to save", PREEMPTED)
-            threading.Event().wait(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _tell_others(self) -> None:
         from walt.parallel.processes import is_job, request_stop
