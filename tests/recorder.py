@@ -2,7 +2,7 @@
 
     python tests/recorder.py RECORD --config=... --workdir=...
 
-RECORD.<process>.jsonl gets a line [step, first row, ids] for every batch that is drawn, with the ids of those that took the place of bad
+RECORD.<process>.jsonl gets a line [step, rows, ids] for every batch that is drawn, with the ids of those that took the place of bad
 records; drawing takes RECORDER_SECONDS. While RECORD.unreadable is there, every read of a shard fails; while RECORD.full is there, every
 checkpoint meets a full disk.
 """
@@ -47,7 +47,7 @@ def record_batches(record):
                     time.sleep(SECONDS)
 
                     with open(f"{record}.{jax.process_index()}.jsonl", "a") as file:
-                        file.write(json.dumps([step, int(batch["row"][0]), used(self, step)]) + "\n")
+                        file.write(json.dumps([step, batch["row"].tolist(), used(self, step)]) + "\n")
                 yield batch
 
     loader._Loader._counted, loader._Loader.batches = recorded_counted, recorded_batches
@@ -57,7 +57,7 @@ def used(self, step):
     """The ids of a batch, bad records replaced."""
     ids = self.example_ids(step).tolist()
     for (row, slot), attempts in Counter((fault.row, fault.slot) for fault in self.recorded_faults).items():
-        ids[row - self._rows.start][slot] = int(self._order.redraw(step, row, slot, attempts))
+        ids[self._rows.index(row)][slot] = int(self._order.redraw(step, row, slot, attempts))
     return ids
 
 

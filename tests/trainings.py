@@ -54,10 +54,10 @@ def consumed(record):
     for file in sorted(Path(record).parent.glob(f"{Path(record).name}.*.jsonl")):
         for line in file.read_text().splitlines():
             try:
-                step, first, ids = json.loads(line)
+                step, places, ids = json.loads(line)
             except ValueError:  # cut short by a fault
                 continue
-            for row, slots in enumerate(ids, start=first):
+            for row, slots in zip(places, ids, strict=True):
                 assert rows.setdefault((step, row), slots) == slots, (step, row)
     found = {}
     for (step, _), slots in sorted(rows.items()):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import walt
-from walt import command
+from walt.training import preemption
 
 COMMANDS = {
     "quickstart": "the whole path on this machine: record footage, train, sample, evaluate, report",
@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         close = difflib.get_close_matches(name, available(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         sys.exit(f"walt: there is no command {name!r}{hint} Commands: {', '.join(available())}.")
+    if name == "train":
+        preemption.until_watched()
+    from walt import command  # with all that it imports
+
     command.run(importlib.import_module(f"walt.{name}").main, [f"walt {name}", *rest])
 
 

@@ -13,9 +13,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from walt.training import preemption
+
+if __name__ == "__main__":
+    preemption.until_watched()
+
 import walt.config
 from walt import command
-from walt.training import preemption
 
 
 @dataclasses.dataclass(frozen=True)

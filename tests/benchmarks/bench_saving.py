@@ -1,18 +1,18 @@
-"""What a save costs the training loop: steps per second with checkpoints and without, on the same machine, in turns.
+"""What a save costs the training loop: in one run, stretches of steps that begin with a save beside stretches without one.
 
-    python tests/benchmarks/bench_saving.py [--steps=600] [--every=100] [--width=1024] [--layers=4] [--turns=3] [--json=FILE]
+    python tests/benchmarks/bench_saving.py [--every=100] [--pairs=10] [--width=1024] [--layers=4] [--rows=1024] [--json=FILE]
 
-The model is a stack of square matrices under Adam with averages, so a checkpoint holds 16 bytes per parameter: the state of a real run with
-less compute per byte than any model here has, which is the unfavourable case. Saving goes on in the background and takes its processor
-time from the training: on a CPU that is a cost, on an accelerator it is the host's time.
+A run saves before every second stretch of `every` steps; each is compared with the next one, so that what else the machine does weighs on both
+alike. The share that is lost is what saving every so many steps costs. The model is a stack of square matrices under Adam with averages, so
+a checkpoint holds 16 bytes per parameter: the state of a real run with less compute per byte than any model here has, which is the
+unfavourable case. Saving goes on in the background and takes its processor time from the training: on a CPU that is a cost, on an
+accelerator it is the host's time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -72,53 +72,48 @@ class Rows:
             yield self.batch
 
 
-def seconds_per_step(arguments, every):
-    """Of one run, its first steps and its last checkpoint left out: those that every run has."""
+def stretches(arguments):
+    """Seconds of the stretches with a save, and of the one after each; the first pair, in which the run begins, is left out."""
+    every, pairs = arguments.every, arguments.pairs
     config = TrainingConfig(
-        num_steps=arguments.steps,
-        checkpoint_every=every,
+        num_steps=2 * every * (pairs + 1) + 1,
+        checkpoint_every=2 * every,
         log_every=50,
         keep_checkpoints=1,
         optimizer=OptimizerConfig(warmup_steps=1),
     )
     rows = Rows(arguments.rows, arguments.width)
     with tempfile.TemporaryDirectory() as workdir:
-        train(
-            Stack(arguments.width, arguments.layers),
-            rows,
-            config,
-            workdir,
-            resolved_config=to_config_dict(config),
-            devices=jax.devices()[:1],
-        )
-    return (rows.times[-1] - rows.times[20]) / (len(rows.times) - 21)
+        task = Stack(arguments.width, arguments.layers)
+        train(task, rows, config, workdir, resolved_config=to_config_dict(config), devices=jax.devices()[:1])
+    # The batch of a step is asked for after the save of that step, and step 0 is saved before all others: what lies between the batches
+    # of steps n-1 and m-1 are the save of step n and the steps n to m-1.
+    seconds = np.diff(rows.times[2 * every - 1 :: every])[: 2 * pairs]
+    return seconds[0::2], seconds[1::2]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, default in {"steps": 600, "every": 100, "width": 1024, "layers": 4, "rows": 1024, "turns": 3}.items():
+    for name, default in {"every": 100, "pairs": 10, "width": 1024, "layers": 4, "rows": 1024}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    without, saving = [], []
-    for _ in range(arguments.turns):
-        without.append(seconds_per_step(arguments, 10**9))
-        saving.append(seconds_per_step(arguments, arguments.every))
-    plain, saved = statistics.median(without), statistics.median(saving)
+    saving, without = stretches(arguments)
+    lost = np.median(saving - without)
+    low, share, high = np.percentile(1 - without / saving, [25, 50, 75])
     megabytes = 16 * arguments.layers * arguments.width**2 / 1e6
-    lost = (saved - plain) * arguments.every
     found = {
         "megabytes": megabytes,
-        "steps_per_second_without": 1 / plain,
-        "steps_per_second_saving": 1 / saved,
-        "share_lost": 1 - plain / saved,
+        "every": arguments.every,
+        "seconds_per_step": np.median(without) / arguments.every,
+        "share_lost": share,
+        "share_lost_quartiles": [low, high],
         "seconds_lost_per_save": lost,
-        "turns": [without, saving],
+        "stretches": {"saving": saving.tolist(), "without": without.tolist()},
     }
     print(
-        f"{megabytes:.0f} MB every {arguments.every} steps of {plain:.3f} s: {100 * found['share_lost']:.1f} % of the step rate, "
-        f"{lost:.2f} s per save",
-        file=sys.stderr,
+        f"{megabytes:.0f} MB every {arguments.every} steps of {found['seconds_per_step']:.3f} s: {100 * share:.1f} % of the step rate "
+        f"(quartiles {100 * low:.1f} to {100 * high:.1f} %, {arguments.pairs} pairs), {lost:.2f} s per save"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -47,7 +47,8 @@ SECONDS_PER_STEP = 0.1
 TOLERANCE = 1e-3  # of a loss, relative, over the whole run on changing devices
 BAD = (3, 7)  # records of the elastic schedule
 KINDS = {"exact": ("kill", "terminate", "stop", "full disk", "unreadable"), "elastic": ("kill", "terminate")}
-LONGEST_START = 300.0
+LONGEST_START = 600.0  # seconds to the first step, on a machine that is busy with other things
+LONGEST_END = 120.0  # from the end of a job's first process to that of its last
 SETTINGS = {
     "training.num_steps": STEPS,
     "training.checkpoint_every": 10,
@@ -77,7 +78,7 @@ class Job:
         ]
         self.began = time.time()
         self.processes = jobs.start(
-            [*command, "--heartbeat_timeout=10"],
+            [*command, "--heartbeat_timeout=30"],
             processes,
             devices,
             environment={"RECORDER_SECONDS": str(SECONDS_PER_STEP)},
@@ -145,6 +146,7 @@ class Soak:
             "schedule": schedule,
             "seed": seed,
             "faults": {kind: {"injected": 0, "survived": 0} for kind in KINDS[schedule]},
+            "minutes": 0.0,
             "rounds": 0,
             "starts": 0,
             "examples": {"consumed": 0, "lost": 0, "repeated": 0},
@@ -153,9 +155,11 @@ class Soak:
         if schedule == "exact":
             self.report |= {"arrays_differing": 0, "unreadable": "injected: reads fail with EIO"}
         else:
-            self.report |= {"largest_loss_error": 0.0, "tolerance": TOLERANCE, "skipped": [], "skipped_unlisted": 0}
+            self.report |= {"shapes": {}, "largest_loss_error": 0.0, "tolerance": TOLERANCE}
+            self.report |= {"skipped": [], "skipped_unlisted": 0}
 
     def run(self, seconds: float) -> dict:
+        """The report, which is also written after every run, so that a soak that is ended has one."""
         clean = self.folder / "clean"
         disk = Disk(clean)
         try:
@@ -164,9 +168,11 @@ class Soak:
             if ended.status:
                 raise SystemExit(f"the clean run failed:\n{ended.errors}")
             self.clean = job
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                self.round(end)
+            began = time.monotonic()
+            while time.monotonic() < began + seconds:
+                self.round(began + seconds)
+                self.report["minutes"] = round((time.monotonic() - began) / 60, 1)
+                (self.folder / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
         finally:
             disk.close()
         return self.report
@@ -198,6 +204,9 @@ class Soak:
             shape = chance.choice([(1, 1), (1, 2), (2, 1), (2, 2)]) if self.schedule == "elastic" else (1, 1)
             job = Job(self.world, folder, self.latents, *shape, disk_full=chance.choice(["stop", "go_on"]))
             self.report["starts"] += 1
+            if self.schedule == "elastic":
+                counts, name = self.report["shapes"], "{} x {}".format(*shape)
+                counts[name] = counts.get(name, 0) + 1
             hits = []
             while job.runs() and (time.monotonic() < end or not injected):
                 anywhere = chance.random() < 0.25 and not hits  # in its start, or once it trains
@@ -209,6 +218,8 @@ class Soak:
                     self.inject(hits[-1], job, disk, folder, chance)
             found = job.ended()
             disk.free()
+            if max(process.seconds for process in found) > LONGEST_END:
+                return f"after {', '.join(hits) or 'nothing'}, a process went on alone"
             if all(process.status == 0 for process in found):
                 return None
             if not any(self.expected(kind, found) for kind in hits):
@@ -298,12 +309,13 @@ def skipped(workdir: Path) -> set[tuple[int, bool]]:
 
 def text(report: dict) -> str:
     lines = [
-        f"{report['schedule']}: {report['rounds']} runs of {STEPS} steps in {report['starts']} starts, seed {report['seed']}"
+        f"{report['schedule']}: {report['rounds']} runs of {STEPS} steps in {report['starts']} starts, {report['minutes']} minutes of faults, "
+        f"seed {report['seed']}"
     ]
     for kind, count in report["faults"].items():
         lines.append(f"  {kind:<12} {count['injected']:>4} injected, {count['survived']:>4} survived")
     for name, value in report.items():
-        if name not in ("schedule", "seed", "rounds", "starts", "faults", "failures"):
+        if name not in ("schedule", "seed", "minutes", "rounds", "starts", "faults", "failures"):
             lines.append(f"  {name}: {value}")
     return "\n".join([*lines, *(f"  FAILED {failure}" for failure in report["failures"])])
 

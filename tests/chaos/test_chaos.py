@@ -27,7 +27,7 @@ def test_two_minutes_of_other_devices_and_processes_lose_nothing(tmp_path):
 def write(record, steps):
     record.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{record}.0.jsonl", "a") as file:
-        file.writelines(json.dumps([step, 0, ids]) + "\n" for step, ids in steps)
+        file.writelines(json.dumps([step, [0], ids]) + "\n" for step, ids in steps)
 
 
 def test_what_is_lost_or_repeated_is_told(tmp_path):

@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
+from etils import epath
 from mutations import JSON, LINES, MSGPACK, SAFETENSORS, Codec
 from PIL import Image
 
@@ -29,6 +30,8 @@ from walt.generation.bundle import BundleError, read_bundle
 from walt.text.hugging_face import ModelFolderError, Source, read_arrays
 from walt.text.t5 import read_t5
 from walt.text.tokenizer import Tokenizer, TokenizerError, read_tokenizer
+from walt.training import checksums
+from walt.training.anomalies import SkippedBatches
 from walt.training.checkpoint import restore_parts, stored_clock, stored_config
 from walt.training.folder import CheckpointError
 from walt.training.metrics import MetricsError, read_metrics
@@ -312,6 +315,25 @@ def checkpoint_reader(folder: Path) -> Reader:
     return Reader(seeds, read, (CheckpointError,), share=0.1)
 
 
+def checksums_reader(folder: Path) -> Reader:
+    step = checkpoint(folder) / "checkpoints" / "3"
+    checksums.write(epath.Path(step), ("weights", "config"))
+    seed = (step / checksums.FILE).read_bytes()
+    (step / checksums.FILE).unlink()
+
+    def read(data: bytes, folder: Path) -> None:
+        workdir = checkpoint(folder)
+        written(workdir / "checkpoints" / "3" / checksums.FILE, data)
+        restore_parts(workdir)
+
+    return Reader((seed,), read, (CheckpointError,), JSON, share=0.2)
+
+
+def read_left_out(data: bytes, folder: Path) -> None:
+    written(folder / "skipped_batches.0.jsonl", data)
+    SkippedBatches(folder, None)
+
+
 def read_log(data: bytes, folder: Path) -> None:
     written(folder / "skipped_records.0.jsonl", data)
     FaultLog("data", 5, folder).resume(10)
@@ -376,7 +398,9 @@ def all_readers(folder: Path) -> dict[str, Reader]:
         "stored config": Reader((JSON.encode(CONFIG),), read_config, (CheckpointError,), JSON),
         "stored clock": Reader((JSON.encode(CLOCK),), read_clock, (CheckpointError,), JSON),
         "checkpoint": checkpoint_reader(folder),
+        "checksums": checksums_reader(folder),
         "config text": Reader((JSON.encode(CONFIG),), lambda data, _: from_json(data.decode("utf-8", "replace")), (ConfigError,), JSON),
         "metrics": Reader((JSON.encode({"step": 1, "loss": 2.0}) + b"\n",), read_metric_log, (MetricsError,), LINES),
         "skipped records": Reader((JSON.encode(FAULT) + b"\n",), read_log, (), LINES),
+        "skipped batches": Reader((JSON.encode({"step": 1, "example_ids": [[5]]}) + b"\n",), read_left_out, (), LINES),
     }  # fmt: skip

@@ -145,7 +145,7 @@ class Slow:
             Path(f"{self.workdir}.{place}.{jax.process_index()}").touch()
             time.sleep(self.seconds[place])
 
-    def task(self):
+    def task(self, **settings):
         slow = self
 
         class Task(LinearTask):
@@ -153,7 +153,7 @@ class Slow:
                 slow.at("compile")
                 return super().gradients(state, batch, key)
 
-        return Task()
+        return Task(**settings)
 
     def finish(self, state):
         self.at("finish")
@@ -188,7 +188,7 @@ def main(workdir, settings, failure=""):
     slow.seal()
     loader = LinearLoader(settings.pop("batch_size", 16), settings.pop("seconds_per_batch", 0.0), failure=failure)
     loader.hang = lambda step: slow.at("data") if step == 20 else None
-    devices = jax.devices()
+    devices, task = jax.devices(), settings.pop("task", {})
     if settings.pop("interleaved", False):
         devices = devices[::2] + devices[1::2]
         loader.rows = rows_of_process(loader.batch_size, make_mesh(MeshConfig(), devices))
@@ -198,7 +198,7 @@ def main(workdir, settings, failure=""):
     run(
         workdir,
         make_config(**settings),
-        task=slow.task(),
+        task=slow.task(**task),
         loader=loader,
         devices=devices,
         evaluators=evaluators,

@@ -4,6 +4,7 @@ import json
 import math
 
 import jax
+import jobs
 import linear
 import numpy as np
 import pytest
@@ -29,8 +30,8 @@ def config(num_steps=32, **anomalies):
     return linear.make_config(num_steps=num_steps, anomalies=AnomalyConfig(spike_window=8, **anomalies))
 
 
-def listed(workdir):
-    return [json.loads(line) for line in (workdir / "skipped_batches.0.jsonl").read_text().splitlines()]
+def listed(workdir, process=0):
+    return [json.loads(line) for line in (workdir / f"skipped_batches.{process}.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,20 @@ def test_a_run_that_rolled_back_is_resumed_without_the_batch(tmp_path):
     linear.run(tmp_path / "straight", settings, task=task)
     trainings.assert_same_runs(tmp_path / "run", tmp_path / "straight")
     assert len(listed(tmp_path / "run")) == 1
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_job_roll_back_together(tmp_path):
+    settings = {"num_steps": 32, "anomalies": {"loss": "roll_back"}, "task": {"bad_loss_at": 25}}
+    for process in jobs.run([linear.__file__, str(tmp_path / "run"), json.dumps(settings)], 2):
+        assert process.output.count("resuming") == 1
+    for index in range(2):
+        [entry] = listed(tmp_path / "run", index)
+        rows = range(25 * 16 + 8 * index, 25 * 16 + 8 * (index + 1))
+        assert entry["step"] == 25 and entry["example_ids"] == [[row] for row in rows]
+    linear.run(tmp_path / "alone", config(loss="roll_back"), task=BAD["loss"])
+    ours, theirs = ([record["loss"] for record in read_metrics(tmp_path / name)] for name in ("run", "alone"))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 def test_rolling_back_has_a_limit(tmp_path):
@@ -156,3 +171,9 @@ def test_losses_for_the_next_start_are_numbers(tmp_path):
     clock = json.loads((tmp_path / "checkpoints" / "10" / "clock" / "metadata").read_text())
     assert [step for step, _ in clock["losses"]] == list(range(2, 11))
     assert jax.tree.all(jax.tree.map(np.isfinite, clock["losses"]))
+
+
+def test_a_list_whose_last_line_was_cut_short_takes_another(tmp_path):
+    (tmp_path / "skipped_batches.0.jsonl").write_text('{"step": 2}\n{"step": 3, "rea')
+    SkippedBatches(tmp_path, None).add(7, "a jump")
+    assert SkippedBatches(tmp_path, None).steps == {2, 7}

@@ -17,6 +17,7 @@ import trainings
 from orbax.checkpoint._src.path import atomicity
 
 from walt.config import ConfigError
+from walt.training import checksums
 from walt.training.checkpoint import restore_parts
 from walt.training.config import SavingConfig
 from walt.training.folder import CheckpointError, latest_step
@@ -118,6 +119,25 @@ def test_damage_is_named_and_the_one_before_is_offered(copied, what):
     assert latest_step(copied) == 20, "nothing is taken silently"
     shutil.rmtree(copied / "checkpoints" / "20")
     assert int(linear.run(copied, linear.make_config(num_steps=12)).step) == 12
+
+
+def test_a_checkpoint_that_the_run_removes_while_another_reads_it(copied, monkeypatch):
+    folder, verify = copied / "checkpoints", checksums.verify
+
+    def meanwhile(read, *arguments):
+        if read.name == "10":  # the run has saved step 20, and keeps one
+            (copied / "later").rename(folder / "20")
+            shutil.rmtree(folder / "10")
+        verify(read, *arguments)
+
+    monkeypatch.setattr(checksums, "verify", meanwhile)
+    (folder / "20").rename(copied / "later")
+    shutil.copytree(folder / "10", copied / "earlier")
+    assert restore_parts(copied)[4] == 20
+    (folder / "20").rename(copied / "later")
+    (copied / "earlier").rename(folder / "10")
+    with pytest.raises(CheckpointError, match="checkpoints/10 was removed while it was read"):
+        restore_parts(copied, 10)
 
 
 def test_checkpoints_of_older_versions_have_no_checksums(copied):

@@ -1,8 +1,10 @@
 """Whole processes that are told to end: by whom, when, and what is left."""
 
+import http.server
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import linear
 import numpy as np
 import pytest
 
+from walt.training import notice
 from walt.training.folder import latest_step
 from walt.training.metrics import read_metrics
 from walt.training.preemption import PREEMPTED, StopSignal
@@ -144,6 +147,61 @@ def test_signals_are_read_while_the_main_thread_is_elsewhere():
     process.stdout.readline()
     [ended] = end(process, seconds=10)
     assert ended.status == PREEMPTED and "nothing to save" in ended.errors
+
+
+@pytest.mark.parametrize("start", ["walt.cli.main(['train'])", "runpy.run_module('walt.train', run_name='__main__')"])
+def test_a_signal_while_the_program_is_imported_is_no_other(start):
+    program = f"""
+import runpy, sys, time, walt.cli
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "absl":
+            print(1, flush=True); time.sleep(60)
+sys.meta_path.insert(0, Slow())
+sys.argv[1:] = []
+{start}
+"""
+    [process] = jobs.start(["-c", program], 1)
+    assert process.stdout.readline() == "1\n", process.communicate()
+    [ended] = end(process, seconds=10)
+    assert ended.status == PREEMPTED
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """Those of a machine that is taken away when `gone` is set."""
+
+    gone, asked = threading.Event(), []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        if "wait_for_change=true" in self.path:
+            self.gone.wait(10)
+        self.send_response(200 if self.headers["Metadata-Flavor"] == "Google" else 403)
+        self.end_headers()
+        self.wfile.write(b"TRUE" if self.gone.is_set() else b"FALSE")
+
+
+def test_the_notice_of_a_machine_is_a_first_signal(monkeypatch):
+    with http.server.ThreadingHTTPServer(("localhost", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("GCE_METADATA_HOST", f"localhost:{server.server_port}")
+        with StopSignal(ends=False) as stop:
+            assert not stop.wait(0.5) and Metadata.asked, "there is time yet"
+            Metadata.gone.set()
+            assert stop.wait(5) and stop.agreed(3)
+            os.kill(os.getpid(), signal.SIGTERM)  # when the machine shuts down; this process is there to tell
+            time.sleep(0.2)
+        server.shutdown()
+    assert [path.rpartition("/")[2] for path in Metadata.asked] == [
+        "preempted?wait_for_change=false&timeout_sec=60",
+        "preempted?wait_for_change=true&timeout_sec=60",
+    ]
+
+
+def test_where_there_is_no_notice_none_is_waited_for(monkeypatch, tmp_path):
+    monkeypatch.delenv("GCE_METADATA_HOST", raising=False)
+    monkeypatch.setattr(notice, "PRODUCT", tmp_path / "absent")
+    notice.wait(lambda: pytest.fail("there was none"))
 
 
 def test_handlers_come_back():

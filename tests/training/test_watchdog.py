@@ -12,6 +12,7 @@ from walt.config import ConfigError
 from walt.training import watchdog
 from walt.training.config import WatchdogConfig
 from walt.training.folder import latest_step
+from walt.training.state import Initial
 from walt.training.watchdog import LOADING, Watchdog
 
 QUICK = {"slow_factor": 5.0, "slow_seconds": 0.3}
@@ -108,6 +109,20 @@ def test_a_process_whose_loader_hangs_is_ended_and_one_that_was_stopped_is_not(t
     process.send_signal(signal.SIGCONT)
     [stopped] = jobs.ended([process], 60)
     assert stopped.status == 0, stopped.errors
+
+
+def test_a_hang_before_the_first_step_is_seen_too(tmp_path, monkeypatch):
+    failed, end = [], time.monotonic() + 30
+    monkeypatch.setattr(watchdog, "end_all", lambda reason, status: failed.append(reason))
+
+    def hang():
+        while not failed:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        return Initial()
+
+    linear.run(tmp_path, linear.make_config(watchdog=WatchdogConfig(fail_seconds=0.5)), on_start=hang)
+    assert "nothing has happened for" in failed[0] and "after step 0 (starting)" in failed[0]
 
 
 def test_settings_that_make_no_sense_are_named():

@@ -9,7 +9,6 @@ read ahead, and a run that goes on from a step has the list of a run that was ne
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +17,10 @@ from typing import TypeVar
 
 from absl import logging
 
+from walt import jsonlines
 from walt.data.manifest import DatasetError
 from walt.data.media import MediaError
-from walt.untrusted import field, parse_json
+from walt.untrusted import field
 
 T = TypeVar("T")
 
@@ -97,9 +97,7 @@ class FaultLog:
             self.bad |= {fault.key: fault for fault in before if fault.key not in self.bad}
             number = re.fullmatch(r"skipped_records\.(\d+)\.jsonl", path.name)
             if number and int(number[1]) % self._count == self._index:  # of a larger job too
-                partial = path.with_name(f".{path.name}.partial")
-                partial.write_text("".join(map(_line, before)))
-                partial.replace(path)
+                jsonlines.rewrite(path, map(dataclasses.asdict, before))
         if self.bad:
             logging.warning("%d records of %s are known to be bad and stay replaced", len(self.bad), self._source)
 
@@ -141,8 +139,7 @@ class FaultLog:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write("".join(map(_line, faults)))
+            jsonlines.append(self._path, map(dataclasses.asdict, faults))
         except OSError as error:  # a full disk: the training may still be able to save itself
             logging.warning("%s could not be written: %s", self._path, error)
 
@@ -158,15 +155,10 @@ def usable(examples: Iterable[int], read: Callable[[int], T], log: FaultLog) -> 
         yield value
 
 
-def _line(fault: Fault) -> str:
-    return json.dumps(dataclasses.asdict(fault)) + "\n"
-
-
 def _read(path: Path) -> Iterator[Fault]:
     """The faults in a list; lines that are not whole, such as an interruption leaves, are passed over."""
-    for line in path.read_text(errors="replace").splitlines():
+    for entry in jsonlines.read(path):
         try:
-            entry = parse_json(line)
             numbers = {name: field(entry, name, int) for name in ("step", "row", "slot", "example")}
             fault = Fault(**numbers, is_image=field(entry, "is_image", bool), reason=field(entry, "reason", str))
         except ValueError:

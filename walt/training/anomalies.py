@@ -7,20 +7,21 @@ a run that is stopped and started again leaves out the same ones.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
+from walt import jsonlines
 from walt.training.checkpoint import Clock
 from walt.training.config import TrainingConfig
-from walt.untrusted import field, parse_json
+from walt.untrusted import field
 
 FILE = "skipped_batches.{process}.jsonl"
 GAUSSIAN = 1.4826  # times the median absolute deviation is the standard deviation of a normal distribution
@@ -56,23 +57,19 @@ class SkippedBatches:
             self.steps |= set(_read(path))
 
     def add(self, step: int, reason: str) -> None:
+        """Raises `OSError` if that cannot be written down: the batch would come again after the next start."""
         self.steps.add(step)
         ids = None if self._ids is None else np.asarray(self._ids(step)).tolist()
-        line = json.dumps({"step": step, "reason": reason, "example_ids": ids}) + "\n"
         logging.warning("the batch of step %d is left out from now on: %s; its examples: %s", step, reason, ids)
-        with (self._folder / FILE.format(process=jax.process_index())).open("a") as file:
-            file.write(line)
+        entry = {"step": step, "reason": reason, "example_ids": ids}
+        jsonlines.append(self._folder / FILE.format(process=jax.process_index()), [entry])
 
 
-def _read(path: epath.Path) -> list[int]:
-    """The steps in a list; a last line that an interruption cut short is none."""
-    steps = []
-    for line in path.read_text().splitlines():
-        try:
-            steps.append(field(parse_json(line), "step", int))
-        except ValueError:
-            continue
-    return steps
+def _read(path: epath.Path) -> Iterator[int]:
+    """The steps in a list."""
+    for entry in jsonlines.read(path):
+        with contextlib.suppress(ValueError):
+            yield field(entry, "step", int)
 
 
 class Judge:

@@ -264,18 +264,31 @@ def restore_parts(
 ) -> tuple[dict[str, Tree], dict[str, Tree], Tree, ConfigDict, int]:
     """(params, ema, extra, config, step) as trees of numpy arrays, from the latest (or the given) checkpoint.
 
-    Needs neither the task nor the optimiser nor the devices of the run. `CheckpointError` if there is no such
-    checkpoint or it cannot be read.
+    Needs neither the task nor the optimiser nor the devices of the run, which may go on meanwhile: if it removes the checkpoint, the one
+    that is now the latest is read. `CheckpointError` if there is no such checkpoint or it cannot be read.
     """
     for entry in scan(workdir).unfinished:
         logging.warning("ignoring half-written checkpoint %s", entry)
-    step, folder = _chosen(workdir, step)
+    while True:
+        chosen, folder = _chosen(workdir, step)
+        try:
+            weights, config = _weights(folder), stored_config(workdir, chosen)
+        except CheckpointError as error:
+            if chosen in scan(workdir).whole:
+                raise
+            if step is not None:
+                raise CheckpointError(f"checkpoint {folder} was removed while it was read") from error
+            continue
+        return weights["params"], weights["ema"], weights["extra"], config, chosen
+
+
+def _weights(folder: epath.Path) -> Any:
+    """The weights of a checkpoint as numpy arrays, once their checksums are found right."""
     path = folder.resolve() / "weights"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, reading(folder):
         checksums.verify(folder, ("weights", "config"))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _stored_tree(path))
-        weights = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    return weights["params"], weights["ema"], weights["extra"], stored_config(workdir, step), step
+        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
+import functools
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from walt.config import ConfigError
-from walt.parallel.mesh import batch_shards, count_rows, make_mesh, put_batch
+from walt.parallel.mesh import count_rows, make_mesh, put_batch
 from walt.parallel.processes import failing_together
 from walt.parallel.rules import ParameterAxes
 from walt.training.anomalies import Judge, LossSpikeError, NonFiniteError, RollBack, SkippedBatches
-from walt.training.checkpoint import Checkpoints, Clock, check_config
+from walt.training.checkpoint import Checkpoints, Clock, stored_clock
+from walt.training.checks import check_batch, check_mesh, check_same_step, check_workdir
+from walt.training.claim import claimed
 from walt.training.config import TrainingConfig
-from walt.training.folder import check_folder, latest_step, recover
+from walt.training.folder import recover
 from walt.training.meter import Meter
-from walt.training.metrics import MetricLog, read_metrics
+from walt.training.metrics import MetricLog
 from walt.training.optimizer import make_schedule
 from walt.training.preemption import Interrupted, StopSignal, watching
 from walt.training.profile import Profiler
@@ -73,26 +73,16 @@ def train(
     `ConfigError`, `SilentCorruptionError`; `Interrupted` (a `SystemExit`) after SIGTERM or Ctrl-C, with everything saved.
     """
     mesh = make_mesh(config.mesh, devices)
-    _check_mesh(mesh, divides)
+    check_mesh(mesh, divides)
+    check_workdir(workdir, config, resolved_config, model_keys)  # before anything is written there
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(watching(ends=False))
+        stack.enter_context(claimed(workdir))
         stack.enter_context(jax.set_mesh(mesh))
         profiler = stack.enter_context(contextlib.closing(Profiler(workdir, profile)))
         run = _Run(
-            task,
-            loader,
-            config,
-            workdir,
-            resolved_config,
-            model_keys,
-            evaluators,
-            on_start,
-            on_finish,
-            axes,
-            mesh,
-            stop,
-            profiler,
-        )
+            task, loader, config, workdir, resolved_config, model_keys, evaluators, on_start, on_finish, axes, mesh, stop, profiler
+        )  # fmt: skip
         while True:
             try:
                 return run.go_on()
@@ -121,154 +111,200 @@ class _Run:
 
     def go_on(self) -> TrainState:
         """Trains from the latest checkpoint, or from nothing, to the end."""
-        config, stop, workdir = self.config, self.stop, self.workdir
-        step = _check_workdir(workdir, config, self.resolved_config, self.model_keys)
+        config, workdir, step = self.config, self.workdir, self._step()
         with contextlib.ExitStack() as stack:
-            batches: Iterator[Batch] = self.loader.batches(step)
-            stack.callback(lambda: _close(batches))  # a generator's workers end with the run
+            batches = stack.enter_context(_Batches(self.loader, self.stop, step))
             if step < config.num_steps:
                 # Before anything is written: a mistake in the data must not leave a run that its correction does not fit.
-                batches = _checked(batches, self.task, config, self.mesh)
+                check_batch(batches.first(), self.task, config, self.mesh)
+            finished = step == config.num_steps and stored_clock(workdir).finished
+            watchdog = Watchdog(workdir, config.watchdog, step)
+            if not finished:
+                stack.enter_context(watchdog)  # storage may hang while a checkpoint is read
             recover(workdir)
-            checkpoints = stack.enter_context(
-                Checkpoints(
-                    workdir, config.keep_checkpoints, config.saving, lambda at: log.value(at, config.saving.best_metric)
-                )
-            )
-            if checkpoints.latest is None:
-                initial = self.on_start() if self.on_start else Initial()
-                state, clock = create_state(self.task, config, self.mesh, self.axes, initial), Clock()
-            else:
-                state, clock = checkpoints.restore(abstract_state(self.task, config, self.mesh, self.axes))
+            log: MetricLog  # opened once a checkpoint has been read, for it removes the lines of later steps
+            metric = lambda at: log.value(at, config.saving.best_metric)  # noqa: E731
+            checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints, config.saving, metric))
+            state, clock = self._state(checkpoints)
             log = stack.enter_context(contextlib.closing(MetricLog(workdir, step)))
-            if clock.finished and step == config.num_steps:
+            if finished:
                 _evaluate(self.evaluators, state, step, config, log)
                 tqdm.write(f"{workdir} has finished its {step} steps; nothing to do")
                 return state
             skipped = SkippedBatches(workdir, getattr(self.loader, "example_ids", None))
             judge = Judge(config, clock, skipped)
-            watchdog = stack.enter_context(Watchdog(workdir, config.watchdog, step))
-            counts = lambda at: _counts(self.loader, len([n for n in skipped.steps if n < at]), checkpoints)  # noqa: E731
-            meter = stack.enter_context(
-                contextlib.closing(Meter(log, clock, step, config, self.task.row_cost(), judge, watchdog, counts))
-            )
+            counts = functools.partial(_counts, self.loader, skipped, checkpoints)
+            meter = Meter(log, clock, step, config, self.task.row_cost(), judge, watchdog, counts)
+            stack.enter_context(contextlib.closing(meter))
             stack.enter_context(failing_together())  # last, so that it is left first
+            course = _Course(self, step, state, batches, checkpoints, log, skipped, judge, watchdog, meter)
+            stack.enter_context(self.stop.when(lambda: not course.training))
+            return course.to_the_end()
 
-            learning_rate, training = make_schedule(config.optimizer, config.num_steps), False
-            while True:
-                # `state` is the result of `step` updates. It is saved before it is evaluated, and both before more data is
-                # drawn: whatever happens next, the checkpoint at `step` and the batches from `step` on give the same run.
-                last, stopping = step == config.num_steps, stop.agreed(step)
-                checkpoints.check()
-                if last or stopping or step % config.checkpoint_every == 0:
-                    meter.flush()  # numbers that are wrong stop the run here: what is saved is good
-                    with meter.paused("saving"), stop.when(lambda: False):
-                        if last and self.on_finish:
-                            if step != checkpoints.latest:  # whatever happens in `on_finish`, the training is kept
-                                clock = meter.clock(finished=False)
-                                checkpoints.save(state, step, clock, self.resolved_config, wait=True)
-                            with watchdog.during("finishing"), stop.when(lambda: True):
-                                state = self.on_finish(state)
-                        if last or step != checkpoints.latest:
-                            clock = meter.clock(finished=last)
-                            checkpoints.save(state, step, clock, self.resolved_config, wait=step == 0)
-                if _due(self.evaluators, step, config) and (last or not stopping):
-                    meter.flush()
-                    with meter.paused("evaluating"), stop.when(lambda: checkpoints.hold(step)):  # noqa: B023
-                        _evaluate(self.evaluators, state, step, config, log)
-                if last or stopping:
-                    checkpoints.finish(step)
-                if stopping or (last and stop.received):  # a signal that came while the last state was being finished
-                    tqdm.write(f"stopped at step {step}, which is saved; the same command goes on from here")
-                    raise Interrupted(stop.received)
-                if last:
-                    tqdm.write(f"trained {workdir} to step {step}, which is saved")
-                    return state
+    def _step(self) -> int:
+        """The step to go on from, and a line that says so."""
+        step, changed = check_workdir(self.workdir, self.config, self.resolved_config, self.model_keys)
+        check_same_step(self.workdir, step)
+        if step is None:
+            return 0
+        for line in changed:
+            logging.warning("resuming with a changed config: %s", line)
+        tqdm.write(f"resuming {self.workdir} from step {step}")
+        return step
 
-                with watchdog.during(LOADING):
-                    rows, batches = self._draw(batches, step)
-                if rows is None:
-                    continue
-                metrics: Mapping[str, Any] = {}
-                if step in skipped.steps:
-                    state = dataclasses.replace(state, step=state.step + 1)
-                else:
-                    batch, scalars = put_batch(rows, self.mesh), [learning_rate(step)]
-                    if config.anomalies.spike == "skip":
-                        scalars.append(judge.loss_limit(step + 1))
-                    if self.program is None:
-                        with meter.paused("compiling"):
-                            function = make_train_step(self.task, config, self.mesh, self.axes)
-                            self.program = function.lower(state, batch, *scalars).compile()
-                    self.profiler.at(step)
-                    state, metrics = self._update(step, state, batch, scalars)
-                step += 1
-                meter.add(step, count_rows(rows, self.mesh), metrics)
-                if not training:  # before the first update is there, nothing would be lost
-                    jax.block_until_ready(state)
-                    stack.enter_context(stop.when(lambda: False))
-                    watchdog.training()
-                    training = True
+    def _state(self, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
+        """What the latest checkpoint holds, or what a new run begins with."""
+        if checkpoints.latest is not None:
+            return checkpoints.restore(abstract_state(self.task, self.config, self.mesh, self.axes))
+        initial = self.on_start() if self.on_start else Initial()
+        return create_state(self.task, self.config, self.mesh, self.axes, initial), Clock()
 
-    def _update(
-        self, step: int, state: TrainState, batch: Batch, scalars: list[Any]
-    ) -> tuple[TrainState, Mapping[str, Any]]:
-        """One step; where the config wants it, twice."""
-        every = self.config.anomalies.repeat_every
-        if every is None or (step + 1) % every:
-            return self.program(state, batch, *scalars)
-        again, _ = self.program(copied(state), batch, *scalars)
-        state, metrics = self.program(state, batch, *scalars)
-        require_same(step + 1, state, again)
-        return state, metrics
 
-    def _draw(self, batches: Iterator[Batch], step: int) -> tuple[Batch | None, Iterator[Batch]]:
-        """The next batch, and where those after it come from. A signal may be meant for all processes of this host, and end the
-        loader's workers: then a run of its own draws nothing more, and one of a job goes on with new ones to where all stop.
+@dataclasses.dataclass
+class _Course:
+    """The way of a run from where it was taken up. `state` is the result of `step` updates; once `training`, there is something to lose."""
+
+    run: _Run
+    step: int
+    state: TrainState
+    batches: _Batches
+    checkpoints: Checkpoints
+    log: MetricLog
+    skipped: SkippedBatches
+    judge: Judge
+    watchdog: Watchdog
+    meter: Meter
+    training: bool = False
+
+    def to_the_end(self) -> TrainState:
+        """A state is saved before it is evaluated, and both before more data is drawn: whatever happens next, the checkpoint at `step` and the
+        batches from `step` on give the same run.
         """
+        config, stop = self.run.config, self.run.stop
+        while True:
+            last, stopping = self.step == config.num_steps, stop.agreed(self.step)
+            self.checkpoints.check()
+            if last or stopping or self.step % config.checkpoint_every == 0:
+                self.save(last)
+            if last or not stopping:
+                self.evaluate()
+            if last or stopping:
+                return self.end(last, stopping)
+            rows = self.draw()
+            if rows is not None:
+                self.update(rows)
+
+    def save(self, last: bool) -> None:
+        """Saves the state, in the end after it has been finished."""
+        run, step, checkpoints = self.run, self.step, self.checkpoints
+        self.meter.flush()  # numbers that are wrong stop the run here: what is saved is good
+        with self.meter.paused("saving"), run.stop.when(lambda: False):
+            if last and run.on_finish:
+                if step != checkpoints.latest:  # whatever happens in `on_finish`, the training is kept
+                    checkpoints.save(self.state, step, self.meter.clock(finished=False), run.resolved_config, wait=True)
+                with self.watchdog.during("finishing"), run.stop.when(lambda: True):
+                    self.state = run.on_finish(self.state)
+            if last or step != checkpoints.latest:
+                clock = self.meter.clock(finished=last)
+                checkpoints.save(self.state, step, clock, run.resolved_config, wait=step == 0)
+
+    def evaluate(self) -> None:
+        """Lets the evaluators look that are due."""
+        run = self.run
+        if _due(run.evaluators, self.step, run.config):
+            self.meter.flush()
+            with self.meter.paused("evaluating"), run.stop.when(lambda: self.checkpoints.hold(self.step)):
+                _evaluate(run.evaluators, self.state, self.step, run.config, self.log)
+
+    def end(self, last: bool, stopping: bool) -> TrainState:
+        """Waits until the state is on disk; raises `Interrupted` where the run was told to end."""
+        self.checkpoints.finish(self.step)
+        if stopping or self.run.stop.received:  # a signal that came while the last state was being finished
+            tqdm.write(f"stopped at step {self.step}, which is saved; the same command goes on from here")
+            raise Interrupted(self.run.stop.received)
+        tqdm.write(f"trained {self.run.workdir} to step {self.step}, which is saved")
+        return self.state
+
+    def draw(self) -> Batch | None:
+        """This process's rows of the next batch; None if the run is to stop here."""
+        with self.watchdog.during(LOADING):
+            return self.batches.draw(self.step)
+
+    def update(self, rows: Batch) -> None:
+        """One step on a batch, or past it if it is left out."""
+        run = self.run
+        metrics: Mapping[str, Any] = {}
+        if self.step in self.skipped.steps:
+            self.state = dataclasses.replace(self.state, step=self.state.step + 1)
+        else:
+            arguments = (put_batch(rows, run.mesh), *self.scalars())
+            if run.program is None:
+                with self.meter.paused("compiling"):
+                    function = make_train_step(run.task, run.config, run.mesh, run.axes)
+                    run.program = function.lower(self.state, *arguments).compile()
+            run.profiler.at(self.step)
+            metrics = self.apply(arguments)
+        self.step += 1
+        self.meter.add(self.step, count_rows(rows, run.mesh), metrics)
+        if not self.training:  # before the first update is there, nothing would be lost
+            jax.block_until_ready(self.state)
+            self.training = True
+            self.watchdog.training()
+
+    def scalars(self) -> list[float]:
+        """What changes from step to step."""
+        config = self.run.config
+        learning_rate = make_schedule(config.optimizer, config.num_steps)(self.step)
+        return [learning_rate, *([self.judge.loss_limit(self.step + 1)] if config.anomalies.spike == "skip" else [])]
+
+    def apply(self, arguments: tuple[Any, ...]) -> Mapping[str, Any]:
+        """The compiled step; where the config wants it, twice."""
+        run, again = self.run, None
+        every = run.config.anomalies.repeat_every
+        if every is not None and (self.step + 1) % every == 0:
+            again, _ = run.program(copied(self.state), *arguments)
+        self.state, metrics = run.program(self.state, *arguments)
+        if again is not None:
+            require_same(self.step + 1, self.state, again)
+        return metrics
+
+
+class _Batches:
+    """The batches of a loader from `step` on. Leaving it ends the loader's workers."""
+
+    def __init__(self, loader: Loader, stop: StopSignal, step: int):
+        self._loader, self._stop = loader, stop
+        self._drawn: Batch | None = None
+        self._iterator: Iterator[Batch] = loader.batches(step)
+
+    def __enter__(self) -> _Batches:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        getattr(self._iterator, "close", lambda: None)()
+
+    def first(self) -> Batch:
+        """The first batch, which will be drawn all the same."""
+        self._drawn = next(self._iterator)
+        return self._drawn
+
+    def draw(self, step: int) -> Batch | None:
+        """The next batch, which is that of `step`. A signal may be meant for all processes of this host, and end the loader's workers:
+        then a run of its own draws nothing more (None), and one of a job goes on with new ones to where all stop.
+        """
+        if self._drawn is not None:
+            drawn, self._drawn = self._drawn, None
+            return drawn
         try:
-            return next(batches), batches
+            return next(self._iterator)
         except Exception:
-            if not self.stop.wait(1.0):
+            if not self._stop.wait(1.0):
                 raise
         if jax.process_count() == 1:
-            return None, batches
-        _close(batches)
-        batches = self.loader.batches(step)
-        return next(batches), batches
-
-
-def _check_workdir(
-    workdir: epath.PathLike, config: TrainingConfig, resolved_config: ConfigDict, model_keys: Sequence[str]
-) -> int:
-    """The step to go on from. Refuses a work directory that holds something else, before anything in it is touched."""
-    check_folder(workdir)
-    step = latest_step(workdir)
-    if step is None:
-        if read_metrics(workdir):
-            raise ConfigError(
-                f"{workdir} holds the metrics of a run but no whole checkpoint to resume from: "
-                "move it away or choose another workdir"
-            )
-        return 0
-    changed = check_config(workdir, resolved_config, model_keys)
-    if step > config.num_steps:
-        raise ConfigError(
-            f"{workdir} is at step {step} already, but num_steps is {config.num_steps}: raise it or choose another workdir"
-        )
-    for line in changed:
-        logging.warning("resuming with a changed config: %s", line)
-    tqdm.write(f"resuming {workdir} from step {step}")
-    return step
-
-
-def _check_mesh(mesh: Mesh, divides: Collection[str]) -> None:
-    """Refuse mesh axes along which nothing would be divided: their devices would all do the same work."""
-    for axis in ("context", "tensor"):
-        if mesh.shape[axis] > 1 and axis not in divides:
-            raise ConfigError(
-                f"mesh.{axis} is {mesh.shape[axis]}, but nothing of this model is divided along it; set it to 1"
-            )
+            return None
+        self.__exit__()
+        self._iterator = self._loader.batches(step)
+        return next(self._iterator)
 
 
 def _due(evaluators: Sequence[Evaluator], step: int, config: TrainingConfig) -> list[Evaluator]:
@@ -288,40 +324,8 @@ def _evaluate(
             log.write(step, {f"{evaluator.name}/{name}": value for name, value in found.items()})
 
 
-def _counts(loader: Loader, skipped: int, checkpoints: Checkpoints) -> dict[str, float]:
-    """What the loader has counted, and what else went wrong, if anything has."""
-    wrong = {"skipped_batches": float(skipped), "failed_saves": float(checkpoints.failed)}
+def _counts(loader: Loader, skipped: SkippedBatches, checkpoints: Checkpoints, step: int) -> dict[str, float]:
+    """What the loader has counted until `step`, and what else went wrong, if anything has."""
+    left_out = sum(at < step for at in skipped.steps)
+    wrong = {"skipped_batches": float(left_out), "failed_saves": float(checkpoints.failed)}
     return {**getattr(loader, "counts", {}), **{name: count for name, count in wrong.items() if count}}
-
-
-def _close(batches: Iterator[Batch]) -> None:
-    getattr(batches, "close", lambda: None)()
-
-
-def _checked(batches: Iterator[Batch], task: Task, config: TrainingConfig, mesh: Mesh) -> Iterator[Batch]:
-    """The same batches, of which the first is drawn and found to fit."""
-    first = next(batches)
-    _check_batch(first, task, config, mesh)
-    return itertools.chain([first], batches)
-
-
-def _check_batch(rows: Batch, task: Task, config: TrainingConfig, mesh: Mesh) -> None:
-    """`ConfigError` naming the batch entry that the task cannot use, or the batch size that does not divide."""
-    for name, spec in task.batch_spec().items():
-        if name not in rows:
-            raise ConfigError(
-                f"the loader's batches have no entry {name!r}, which the task needs; they have {', '.join(sorted(rows))}"
-            )
-        found = np.asarray(rows[name])
-        if found.shape[1:] != spec.shape or found.dtype != spec.dtype:
-            raise ConfigError(
-                f"batch entry {name!r} has rows of shape {found.shape[1:]} and dtype {found.dtype}; "
-                f"the task expects {spec.shape} and {spec.dtype}"
-            )
-    size, parts = count_rows(rows, mesh), config.accumulation * batch_shards(mesh)
-    if size % parts:
-        raise ConfigError(
-            f"a batch of {size} rows does not divide into accumulation={config.accumulation} parts "
-            f"on {batch_shards(mesh)} devices: make the batch size a multiple of {parts}"
-        )
-    logging.info("training on %d devices, batches of %d rows", mesh.size, size)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +24,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
+from walt import jsonlines
 from walt.untrusted import parse_json
 
 FILE = "metrics.jsonl"
@@ -46,15 +45,8 @@ class MetricLog:
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
         # On every host: all must agree.
         self._seen = {(record["step"], name): value for record in kept for name, value in record.items()}
-        if not self._writes:
-            return
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._path.exists() or self._path.read_text() != text:
-            # Written beside and moved into place: an interrupted start loses nothing.
-            fresh = self._path.with_name(FILE + ".tmp")
-            fresh.write_text(text)
-            fresh.replace(self._path)
+        if self._writes:
+            jsonlines.rewrite(self._path, kept)
 
     @functools.cached_property
     def _board(self) -> SummaryWriter:
@@ -79,7 +71,7 @@ class MetricLog:
         scalars = {name: float(value) for name, value in metrics.items() if name not in videos}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         with self._putting_up_with_errors(f"the metrics of step {step}"):
-            self._append(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
+            jsonlines.append(self._path, [{"step": step, "time": time.time(), **finite}])
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
             for name, value in videos.items():
@@ -90,16 +82,6 @@ class MetricLog:
         if "_board" in vars(self):
             with self._putting_up_with_errors("the last metrics"):
                 self._board.close()
-
-    def _append(self, line: str) -> None:
-        """The whole line or nothing of it."""
-        end = self._path.stat().length
-        try:
-            with self._path.open("a") as file:
-                file.write(line)
-        except OSError:
-            os.truncate(self._path, end)
-            raise
 
     @contextlib.contextmanager
     def _putting_up_with_errors(self, what: str) -> Iterator[None]:

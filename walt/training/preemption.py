@@ -8,6 +8,9 @@ reads the signals (`signal.set_wakeup_fd`) and decides:
 * at a second SIGTERM this process ends at once; the previous checkpoint is whole.
 
 Ctrl-C is for people: it does the same, with status 130, except that nothing is ended from outside of the main thread.
+
+Google's machines also say in their metadata that they are about to be taken away, which another thread reads (`notice.py`): it counts as a
+first SIGTERM, after which the real one, when the machine shuts down, ends nothing at once.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
+
+from walt.training import notice
 
 PREEMPTED = os.EX_TEMPFAIL
 """The exit status, 75, of a run that was told to end and goes on when it is started again, which the scripts of launch/ do."""
@@ -60,6 +66,9 @@ class StopSignal:
         self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         self._thread = threading.Thread(target=self._watch, name="reader of signals", daemon=True)
         self._thread.start()
+        threading.Thread(
+            target=notice.wait, args=(self._told_by_the_machine,), name="preemption notice", daemon=True
+        ).start()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -93,7 +102,7 @@ class StopSignal:
         for _ in range(round(seconds / POLL_SECONDS)):
             if self.received is not None:
                 break
-            threading.Event().wait(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         return self.received is not None
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -110,8 +119,15 @@ class StopSignal:
                 terminations += 1
                 if terminations > 1:
                     os._exit(PREEMPTED)
-                self.received = self.received or signal.SIGTERM
-                threading.Thread(target=self._end, name="end of the run", daemon=True).start()
+                self._told()
+
+    def _told_by_the_machine(self) -> None:
+        if self._previous:
+            self._told()
+
+    def _told(self) -> None:
+        self.received = self.received or signal.SIGTERM
+        threading.Thread(target=self._end, name="end of the run", daemon=True).start()
 
     def _end(self) -> None:
         """Waits until the loop has ended the run, or nothing would be lost by ending it here."""
@@ -121,13 +137,20 @@ class StopSignal:
                 from walt.parallel.processes import end_all
 
                 end_all("told to end while there was nothing to save", PREEMPTED)
-            threading.Event().wait(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _tell_others(self) -> None:
         from walt.parallel.processes import is_job, request_stop
 
         if is_job():
             request_stop()
+
+
+def until_watched() -> None:
+    """From here on SIGTERM ends this process with status 75, until it reads signals: the first thing that programs which train do, for what
+    they import takes seconds.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(PREEMPTED))
 
 
 _active: StopSignal | None = None
