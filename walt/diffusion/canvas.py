@@ -101,7 +101,7 @@ def draw_canvas(
     diffusion: DiffusionConfig, x0: Float[Array, "b f h w c"], is_image: Bool[Array, " b"], keys: jax.Array
 ) -> tuple[Float[Array, "b f h w c"], Float[Array, "b f h w 1"]]:
     """What training shows of some videos: (known latents, mask). A row draws from its own key; of stills nothing is known."""
-    size = x0.shape[1:4]
+    size = (x0.shape[1], x0.shape[2], x0.shape[3])
     patterns = [PATTERNS[name] for name in diffusion.known_patterns]
     counts = jnp.asarray(diffusion.known_frames)
 
