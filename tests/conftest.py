@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -25,8 +26,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 _XLA_FLAGS = {
     "xla_force_host_platform_device_count": "8",
     "xla_backend_optimization_level": "0",
-    "xla_cpu_use_fusion_emitters": "false",
 }
+if importlib.util.find_spec("libtpu") is None:  # which ends the process at a flag that it does not know
+    _XLA_FLAGS["xla_cpu_use_fusion_emitters"] = "false"
 for _flag, _value in _XLA_FLAGS.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_flag}={_value}".strip()

@@ -231,7 +231,13 @@ def test_a_kernel_needs_the_memory_of_a_core_and_whole_tiles(megabytes, window, 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "walt[tpu]"')
 @pytest.mark.parametrize(
     ("topology", "window", "kernels"),
-    [("v5p:2x2x1", (1, 16, 16), 2), ("v5e:2x2", (5, 8, 8), 2), ("v4:2x2x1", (1, 16, 16), 0), ("v5e:2x2", (5, 4, 4), 0)],
+    [
+        ("v5p:2x2x1", (1, 16, 16), 2),
+        ("v5e:2x2", (5, 8, 8), 2),
+        ("tpu7x:2x2x1", (5, 8, 8), 2),  # in tiles of 16 columns: cut apart first
+        ("v4:2x2x1", (5, 8, 8), 0),
+        ("v5e:2x2", (5, 2, 2), 0),
+    ],
 )
 def test_programs_for_tpus_hold_the_kernel_where_it_fits(topology, window, kernels):
     mesh = make_mesh(MeshConfig(), parse_topology(topology).devices())
@@ -241,7 +247,7 @@ def test_programs_for_tpus_hold_the_kernel_where_it_fits(topology, window, kerne
     tokens, shared = Tokens(own), Shared((vector,) * 3, vector)
 
     def loss(tokens, shared):
-        return attend(tokens, shared, windows, heads=16, norm=True).astype(jnp.float32).sum()
+        return jnp.square(attend(tokens, shared, windows, heads=16, norm=True).astype(jnp.float32)).sum()
 
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(tokens, shared).compile().as_text()
