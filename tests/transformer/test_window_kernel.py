@@ -242,7 +242,7 @@ def test_a_kernel_needs_the_memory_of_a_core_and_whole_tiles(megabytes, window, 
 def test_programs_for_tpus_hold_the_kernel_where_it_fits(topology, window, kernels):
     mesh = make_mesh(MeshConfig(), parse_topology(topology).devices())
     windows = Windows((5, 16, 16), window)
-    own = jax.ShapeDtypeStruct((4, *windows.grid, 3072), jnp.bfloat16, sharding=replicated(mesh))
+    own = jax.ShapeDtypeStruct((8, *windows.grid, 3072), jnp.bfloat16, sharding=replicated(mesh))
     vector = jax.ShapeDtypeStruct((1, 1024), jnp.float32, sharding=replicated(mesh))
     tokens, shared = Tokens(own), Shared((vector,) * 3, vector)
 
