@@ -67,8 +67,8 @@ def _strings(value):
     ("values", "message"),
     [
         ({"prompt": " "}, "prompt 0 is empty"),
-        ({"steps": 401}, "at most 400 steps"),
-        ({"height": 10**6}, "at most"),
+        ({"steps": 401}, "400"),
+        ({"height": 10**6}, "at most 5 frames of 16x16"),
         ({"prompt": "(<b>ball</b>:9)"}, "&lt;b&gt;ball&lt;/b&gt;:9.* has a weight out of range"),
     ],
 )
