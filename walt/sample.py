@@ -108,7 +108,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"{checkpoint}: {pipeline.describe()}")
     record = resolve(arguments, prompts, like, model)
     start = time.monotonic()
-    videos = records.generate(model, record, arguments.batch_size)
+    videos = records.generate(model, record, batch_size=arguments.batch_size)
+    record = record.sized(videos)
     if jax.process_index() > 0:
         return
     others = [pipeline.sampler for pipeline in model.stages[1:]]
@@ -208,7 +209,9 @@ def write(
     if output.suffix.lower() == ".png":
         media.contact_sheet(videos, output, labels=prompts, note=record.to_json())
         return [(output, "; ".join(prompts))]
-    paths = [output] if len(prompts) == 1 else [output.with_stem(f"{output.stem}_{i}") for i in range(len(prompts))]
+    digits = len(str(len(prompts) - 1))  # so that names sort as prompts do
+    paths = [output.with_stem(f"{output.stem}_{i:0{digits}}") for i in range(len(prompts))]
+    paths = [output] if len(prompts) == 1 else paths
     for number, (path, video) in enumerate(zip(paths, videos)):
         media.write_video(path, video, record.fps, scale=scale, note=record.of_row(number).to_json())
     return list(zip(paths, prompts))
