@@ -48,8 +48,9 @@ def test_a_file_is_rewritten_as_a_whole_or_left_alone(tmp_path):
     written = file.stat().st_mtime_ns
     jsonlines.rewrite(file, [{"a": 1}, {"a": 2}])
     assert file.stat().st_mtime_ns == written
-    with no_file_larger_than(4), pytest.raises(OSError):
+    with no_file_larger_than(4), pytest.raises(OSError, match=r"list\.jsonl"):
         jsonlines.rewrite(file, [{"a": 3}])
+    assert list(file.parent.iterdir()) == [file]
     assert list(jsonlines.read(file)) == [{"a": 1}, {"a": 2}]
     jsonlines.rewrite(file, [])
     assert list(jsonlines.read(file)) == []

@@ -19,24 +19,33 @@ def append(path: epath.PathLike, entries: Iterable[Mapping[str, Any]]) -> None:
     end = path.stat().length if path.exists() else 0
     if end and not _ends_a_line(path):  # cut short by an end in the middle of writing: it must spoil no line but itself
         text = "\n" + text
-    try:
-        with path.open("a") as file:
-            file.write(text)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.truncate(path, end)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with _naming(path):
+        try:
+            with path.open("a") as file:
+                file.write(text)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, end)
+            raise
 
 
 def rewrite(path: epath.PathLike, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Makes these the lines of the file, which is moved into place when it is whole, and left alone if it has them already."""
+    """Makes these the lines of the file, which is moved into place when it is whole, and left alone if it has them already.
+
+    Raises `OSError` that names the file.
+    """
     path, text = epath.Path(path), _lines(entries)
     if path.exists() and path.read_bytes() == text.encode():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def read(path: epath.PathLike) -> Iterator[Any]:
@@ -44,6 +53,15 @@ def read(path: epath.PathLike) -> Iterator[Any]:
     for line in epath.Path(path).read_bytes().decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError):
             yield parse_json(line)
+
+
+@contextlib.contextmanager
+def _naming(path: epath.Path) -> Iterator[None]:
+    """What the system says of a file, with the file's name, which it leaves out where writing fails."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _lines(entries: Iterable[Mapping[str, Any]]) -> str:

@@ -2,7 +2,9 @@
 
 import json
 import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jobs
@@ -148,6 +150,17 @@ def test_flags_are_the_same_in_every_command():
         assert issubclass(module.Arguments, command.HostArguments)
     arguments = command.parse(evaluate.Arguments, ["walt evaluate", "--real=a", "--process_id=3"])
     assert arguments.process_id == 3 and arguments.heartbeat_timeout == 100
+
+
+def test_a_stop_is_not_put_off_by_clocks_that_differ(monkeypatch):
+    told = {}
+    client = SimpleNamespace(key_value_set=told.__setitem__)
+    monkeypatch.setattr(processes, "_job", processes._Job(0, 2, client))
+    processes.request_stop()
+    ahead = datetime.fromisoformat(told[processes.NOTICE]) - datetime.now(UTC)
+    assert ahead < timedelta(days=-365), (
+        "JAX sleeps until a quarter of an hour before this time, by the clock of each host"
+    )
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -9,10 +9,11 @@ import linear
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from walt.config import ConfigError
 from walt.training import claim
-from walt.training.checks import check_same_step
+from walt.training.checks import check_same_everywhere
 
 
 def test_a_second_run_is_refused_and_the_first_one_goes_on(tmp_path, monkeypatch):
@@ -58,15 +59,29 @@ def test_what_has_no_locks_is_used_without(tmp_path, monkeypatch, caplog):
         assert "nothing keeps a second run out of this folder" in caplog.text
 
 
-def test_processes_that_see_different_checkpoints_do_not_train(monkeypatch):
-    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.array([mine, 10]))
-    check_same_step("run", 10)
-    for mine, said in (
-        (20, "process 0 that of step 20, process 1 that of step 10"),
-        (None, "process 0 none, process 1 that of step 10"),
-    ):
-        with pytest.raises(ConfigError, match=said):
-            check_same_step("run", mine)
+def test_processes_of_different_checkpoints_or_configs_do_not_train(monkeypatch):
+    found = []
+
+    def among(others):
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.stack([mine, *others]))
+
+    def check(step, learning_rate=0.1, depth=2, place="a"):
+        resolved = ConfigDict({"transformer": {"depth": depth}, "data": {"path": place}})
+        config = linear.make_config(optimizer={"learning_rate": learning_rate})
+        check_same_everywhere("run", step, config, resolved, ("transformer",))
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: found.append(mine) or mine[None])
+    check(10)
+    among(found)
+    check(10)
+    check(10, place="b")  # each host may have the data at a place of its own
+    with pytest.raises(ConfigError, match="process 0 that of step 20, process 1 that of step 10"):
+        check(20)
+    with pytest.raises(ConfigError, match="process 0 none, process 1 that of step 10"):
+        check(None)
+    for changes in ({"learning_rate": 0.2}, {"depth": 3}):
+        with pytest.raises(ConfigError, match=r"different configs \(process 1 another than process 0\)"):
+            check(10, **changes)
 
 
 @pytest.mark.slow

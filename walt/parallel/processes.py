@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import datetime
 import logging
 import multiprocessing
 import os
@@ -31,6 +30,7 @@ from walt.config import ConfigError
 FAILURE = "walt/failure"  # the reason of the first process that failed, in the coordinator's store of keys and values
 ENDED = "walt/ended"  # the exit status that all processes end with at once, and who says so
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # where JAX's preemption service looks for a time of death; it knows no other way in but SIGTERM
+LONG_AGO = "1970-01-01T00:00:00+00:00"  # now, by whatever clock: JAX waits for a time that lies a quarter of an hour ahead or more
 END = "walt/end"
 POLL_SECONDS = 1.0
 LONGEST_WAIT = 7 * 24 * 3600  # for a process that still works; one that is gone is noticed by its heartbeats
@@ -151,7 +151,7 @@ def request_stop() -> None:
     """All processes shall agree on a step to stop at, which `reached_stop` tells."""
     assert _job is not None
     with contextlib.suppress(Exception):  # another one was first, or the coordinator is gone
-        _job.client.key_value_set(NOTICE, datetime.datetime.now(datetime.UTC).isoformat())
+        _job.client.key_value_set(NOTICE, LONG_AGO)
 
 
 def reached_stop(step: int) -> bool:

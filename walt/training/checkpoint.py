@@ -246,7 +246,7 @@ def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: Sequen
 
     def is_fatal(line: str) -> bool:
         name, _, change = line.partition(": ")
-        return not change.startswith("(absent)") and any(f"{name}.".startswith(f"{key}.") for key in model_keys)
+        return not change.startswith("(absent)") and is_under(name, model_keys)
 
     changed = diff(stored_config(workdir), from_json(to_json(config)))
     fatal = [line for line in changed if is_fatal(line)]
@@ -257,6 +257,11 @@ def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: Sequen
             + "".join(f"\nalso changed, which alone would be fine: {line}" for line in changed if line not in fatal)
         )
     return changed
+
+
+def is_under(name: str, keys: Sequence[str]) -> bool:
+    """Whether the dotted name of a value is one of these keys, or lies below one."""
+    return any(f"{name}.".startswith(f"{key}.") for key in keys)
 
 
 def restore_parts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -11,13 +12,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from walt.config import ConfigError
+from walt.config import ConfigError, diff
 from walt.parallel.mesh import batch_shards, count_rows
-from walt.training.checkpoint import check_config
+from walt.training.checkpoint import check_config, is_under
 from walt.training.config import TrainingConfig
 from walt.training.folder import check_folder, latest_step
 from walt.training.metrics import read_metrics
 from walt.training.task import Batch, Task
+
+NONE = 2**32 - 1  # the step of no checkpoint, among those that processes tell each other
 
 
 def check_workdir(
@@ -43,16 +46,29 @@ def check_workdir(
     return step, changed
 
 
-def check_same_step(workdir: epath.PathLike, step: int | None) -> None:
-    """Refuses to train if the processes of the job have found checkpoints of different steps: they would go on from different states."""
-    found = np.asarray(multihost_utils.process_allgather(np.int32(-1 if step is None else step))).reshape(-1)
-    if (found != found[0]).any():
-        seen = ", ".join(
-            f"process {index} that of step {at}" if at >= 0 else f"process {index} none"
-            for index, at in enumerate(found)
-        )
+def check_same_everywhere(
+    workdir: epath.PathLike,
+    step: int | None,
+    config: TrainingConfig,
+    resolved_config: ConfigDict,
+    model_keys: Sequence[str],
+) -> None:
+    """Refuses to train if the processes of the job have found other checkpoints or were given other configs: each would train a run of its
+    own and take it for that of all.
+    """
+    decides = [line for line in diff(ConfigDict(), resolved_config) if is_under(line.partition(": ")[0], model_keys)]
+    checksum = zlib.crc32("\n".join([repr(config), *decides]).encode())
+    mine = np.array([NONE if step is None else step, checksum], np.uint32)
+    steps, configs = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 2).T
+    if (steps != steps[0]).any():
+        seen = [f"process {index} {'none' if at == NONE else f'that of step {at}'}" for index, at in enumerate(steps)]
         raise ConfigError(
-            f"the processes of this job see different checkpoints in {workdir} ({seen}): it must be one folder that all of them share"
+            f"the processes of this job see different checkpoints in {workdir} ({', '.join(seen)}): it must be one folder that all of them share"
+        )
+    if (configs != configs[0]).any():
+        others = ", ".join(str(index) for index in np.flatnonzero(configs != configs[0]))
+        raise ConfigError(
+            f"the processes of this job were given different configs (process {others} another than process 0): start all with the same command"
         )
 
 

@@ -21,7 +21,7 @@ from walt.parallel.processes import failing_together
 from walt.parallel.rules import ParameterAxes
 from walt.training.anomalies import Judge, LossSpikeError, NonFiniteError, RollBack, SkippedBatches
 from walt.training.checkpoint import Checkpoints, Clock, stored_clock
-from walt.training.checks import check_batch, check_mesh, check_same_step, check_workdir
+from walt.training.checks import check_batch, check_mesh, check_same_everywhere, check_workdir
 from walt.training.claim import claimed
 from walt.training.config import TrainingConfig
 from walt.training.folder import recover
@@ -144,7 +144,7 @@ class _Run:
     def _step(self) -> int:
         """The step to go on from, and a line that says so."""
         step, changed = check_workdir(self.workdir, self.config, self.resolved_config, self.model_keys)
-        check_same_step(self.workdir, step)
+        check_same_everywhere(self.workdir, step, self.config, self.resolved_config, self.model_keys)
         if step is None:
             return 0
         for line in changed:
