@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from walt.transformer.layers import Linear
-from walt.transformer.stack import REMAT, init_stack, run_stack
+from walt.transformer.stack import REMAT, init_stack, map_stack, run_stack
 
 
 class Block(nnx.Module):
@@ -45,7 +45,9 @@ def test_scan_equals_a_loop_over_layers(inputs):
 
 def test_every_block_gets_its_own_of_what_is_stacked(inputs):
     x, context = inputs
-    own = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
+    stack = stack_of(3)
+    own = map_stack(lambda block: block.layer.kernel[...].sum(0), stack)
+    np.testing.assert_allclose(own, np.asarray(stack.layer.kernel[...]).sum(1), rtol=1e-5)
 
     class Adding(Block):
         def __call__(self, x, context, own):
@@ -54,7 +56,7 @@ def test_every_block_gets_its_own_of_what_is_stacked(inputs):
     adding = init_stack(Adding, 3, nnx.Rngs(0))
     looped = np.asarray(x)
     for index, kernel in enumerate(np.asarray(adding.layer.kernel[...])):
-        looped = looped + np.tanh((looped + context["shift"]) @ kernel) + own[index]
+        looped = looped + np.tanh((looped + context["shift"]) @ kernel) + np.asarray(own)[index]
     found, outputs = run_stack(adding, x, context, each={"own": own}, keep=True)
     np.testing.assert_allclose(found, looped, atol=1e-5)
     np.testing.assert_array_equal(outputs[-1], found)

@@ -88,7 +88,7 @@ class Pair(nnx.Module):
         self.spacetime = None if config.spacetime_window is None else Layer(config, config.spacetime_window, rngs)
 
     def biases(self, grid: Size3, dtype: jnp.dtype) -> Biases:
-        """Those of its layers for a grid of tokens; of a stack those of all its pairs."""
+        """Those of its layers for a grid of tokens."""
         layers = (self.spatial, self.spacetime)
         return tuple(None if layer is None else layer.attention.bias(grid, dtype) for layer in layers)  # type: ignore[return-value]
 

@@ -15,7 +15,7 @@ from walt.transformer.blocks import Biases, Context, Pair
 from walt.transformer.conditioning import Conditioning, TextConditioning, Upsampler, modulate
 from walt.transformer.config import TransformerConfig
 from walt.transformer.layers import Linear, at_least_float32, small_normal, zeros
-from walt.transformer.stack import init_stack, run_stack
+from walt.transformer.stack import init_stack, map_stack, run_stack
 
 
 class PositionTables(nnx.Module):
@@ -162,7 +162,7 @@ class Transformer(nnx.Module):
         def biases(blocks: Pair) -> dict[str, Biases]:
             grid, wide = (x.shape[1], x.shape[2], x.shape[3]), at_least_float32(x).dtype
             with jax.named_scope("attention"):
-                return {"biases": blocks.biases(grid, wide)}
+                return {"biases": map_stack(lambda block: block.biases(grid, wide), blocks)}
 
         remat, joins = self.config.remat, self.joining_blocks is not None
         x, outputs = run_stack(self.blocks, x, context, remat=remat, each=biases(self.blocks), keep=joins)

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array
 
 M = TypeVar("M", bound=nnx.Module)
+T = TypeVar("T")
 
 _policies = jax.checkpoint_policies
 _products = _policies.dots_with_no_batch_dims_saveable
@@ -32,6 +33,12 @@ def init_stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     states = jax.vmap(lambda key: nnx.split(make(nnx.Rngs(key)))[1])(jax.random.split(rngs.params(), count))
     return nnx.merge(graph, states)
+
+
+def map_stack(function: Callable[[M], T], stack: M) -> T:
+    """`function(block)` of every block, stacked."""
+    graph, states = nnx.split(stack)
+    return jax.vmap(lambda state: function(nnx.merge(graph, state)))(states)
 
 
 def run_stack(

@@ -125,23 +125,22 @@ class RelativePositionBias(nnx.Module):
     def __init__(self, window: Size3, heads: int, rngs: nnx.Rngs):
         self.table = nnx.Param(small_normal(rngs.params(), (heads, *(2 * side - 1 for side in window)), jnp.float32))
 
-    def __call__(self, window: Size3, dtype: jnp.dtype | type = jnp.float32) -> Float[Array, "*layers heads n n"]:
-        """In `dtype`, the bias of every (query, key) pair of a window, at most as large as the one the table was made for; of stacked tables those of all
-        layers."""
-        table = jnp.moveaxis(self.table[...].astype(dtype), -4, 0)
-        heads_and_layers, offsets = table.shape[:-3], table.shape[-3:]
-        # Heads and layers come last while offsets become pairs: of many numbers along its lanes a TPU changes the order of the other axes fast. And a
-        # product with a 0/1 matrix per axis: a gather's gradient is a scatter, slow on every platform.
-        bias = jnp.moveaxis(table.reshape(-1, *offsets), 0, -1)
+    def __call__(self, window: Size3, dtype: jnp.dtype | type = jnp.float32) -> Float[Array, "heads n n"]:
+        """In `dtype`, the bias of every (query, key) pair of a window, at most as large as the one the table was made for."""
+        # A product with a 0/1 matrix per axis: a gather's gradient is a scatter, slow on every platform, and shifting rows
+        # by reshapes ("skew") took a TPU longer than the rest of the attention.
+        bias = self.table[...].astype(dtype)
         for axis, side in enumerate(window):
-            pairs = jnp.asarray(_pairs(offsets[axis], side), dtype)
-            bias = jnp.moveaxis(
-                jnp.tensordot(pairs, bias, axes=(0, axis), precision=jax.lax.Precision.HIGHEST), 0, axis
+            bias = jnp.tensordot(
+                bias,
+                jnp.asarray(_pairs(self.table.shape[1 + axis], side), dtype),
+                axes=(1, 0),
+                precision=jax.lax.Precision.HIGHEST,
             )
-        # Now [query and key along time, along height, along width, heads and layers].
-        bias = bias.reshape(*(side for side in window for _ in range(2)), -1).transpose(0, 2, 4, 1, 3, 5, 6)
+        # Now [heads, query and key along time, along height, along width].
+        bias = bias.reshape(bias.shape[0], *(side for side in window for _ in range(2)))
         n = math.prod(window)
-        return jnp.moveaxis(bias.reshape(n, n, *heads_and_layers), (0, 1, 2), (-2, -1, -3))
+        return bias.transpose(0, 1, 3, 5, 2, 4, 6).reshape(bias.shape[0], n, n)
 
 
 def _pairs(offsets: int, side: int) -> Bool[np.ndarray, "offsets pairs"]:
