@@ -65,7 +65,7 @@ FULL = {"transformer.remat": "full"}
 PODS = (
     SMALL,
     Pod("t2v/base_3b", "v5p:4x4x4", overrides=over(16, data=4)),
-    Pod("classes/ucf101_xl", "v5e:8x8", overrides=over(8, data=8)),
+    Pod("classes/ucf101_xl", "v5e:8x8", overrides={**over(8, data=8), **FULL}),
     Pod("t2v/base_3b", "v4:4x4x4", overrides={**over(64), **FULL}),
     Pod("t2v/base_3b", "v6e:8x8", overrides={**over(16, data=4), **FULL}),
     Pod("t2v/base_3b", "v5e:8x8", overrides={**over(64), **FULL}),

@@ -60,9 +60,10 @@ def test_what_belongs_to_a_frame_reaches_its_windows(given):
 
 
 def test_tokens_stay_in_their_grid_where_whole_bands_of_windows_lie_on_each_device():
-    assert Windows((3, 8, 4), (3, 2, 4)).lie_in_grid(4)
-    assert not Windows((3, 8, 4), (3, 4, 4)).lie_in_grid(4)
-    assert not Windows((3, 7, 4), (3, 4, 4)).lie_in_grid(1), "padded"
+    assert Windows((3, 8, 16), (3, 2, 8)).lie_in_grid(4)
+    assert not Windows((3, 8, 16), (3, 4, 8)).lie_in_grid(4)
+    assert not Windows((3, 7, 16), (3, 4, 8)).lie_in_grid(1), "padded"
+    assert not Windows((3, 8, 16), (3, 4, 4)).lie_in_grid(1), "half tiles"
 
 
 def test_what_is_divided_over_devices():
