@@ -199,8 +199,7 @@ def layers(config: TransformerConfig, sizes: Sequence[Size3]) -> tuple[Callable[
 
     def run(inputs: tuple) -> list[jax.Array]:
         weights, x = inputs
-        layers = [nnx.merge(graph, state) for graph, state in zip(graphs, weights)]
-        return [layer(x, layer.bias(config.latent_shape, jnp.float32)) for layer in layers]
+        return [nnx.merge(graph, state)(x) for graph, state in zip(graphs, weights)]
 
     return run, (weights, tokens(config, config.width))
 

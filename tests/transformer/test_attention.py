@@ -23,8 +23,6 @@ CASES = {
 
 @jax.jit
 def apply(layer, args, kwargs):
-    if isinstance(layer, WindowAttention):
-        args = (*args, layer.bias(args[0].shape[1:4], jnp.float32))
     return layer(*args, **kwargs)
 
 

@@ -86,10 +86,10 @@ def test_long_skips_join_outputs_from_the_outside_in(small_config, randomised, d
         for index in range(depth // 2 + (stack is model.blocks)):
             block = nnx.merge(graph, jax.tree.map(lambda a, i=index: a[i], states))
             if stack is model.blocks:
-                expected = block(expected, context, biases=(None, None))
+                expected = block(expected, context)
                 kept.append(expected)
             else:
-                expected = block(expected, context, biases=(None, None), skip=kept[depth // 2 - 1 - index])
+                expected = block(expected, context, kept[depth // 2 - 1 - index])
     np.testing.assert_allclose(jax.jit(model._run)(x, context), expected, atol=1e-4)
 
 

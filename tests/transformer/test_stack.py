@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from walt.transformer.layers import Linear
-from walt.transformer.stack import REMAT, init_stack, map_stack, run_stack
+from walt.transformer.stack import REMAT, init_stack, run_stack
 
 
 class Block(nnx.Module):
@@ -41,25 +41,6 @@ def test_scan_equals_a_loop_over_layers(inputs):
     for kernel, bias in zip(kernels, biases, strict=True):
         looped = looped + np.tanh((looped + context["shift"]) @ kernel + bias)
     np.testing.assert_allclose(run_stack(stack, x, context)[0], looped, atol=1e-5)
-
-
-def test_every_block_gets_its_own_of_what_is_stacked(inputs):
-    x, context = inputs
-    stack = stack_of(3)
-    own = map_stack(lambda block: block.layer.kernel[...].sum(0), stack)
-    np.testing.assert_allclose(own, np.asarray(stack.layer.kernel[...]).sum(1), rtol=1e-5)
-
-    class Adding(Block):
-        def __call__(self, x, context, own):
-            return super().__call__(x, context) + own
-
-    adding = init_stack(Adding, 3, nnx.Rngs(0))
-    looped = np.asarray(x)
-    for index, kernel in enumerate(np.asarray(adding.layer.kernel[...])):
-        looped = looped + np.tanh((looped + context["shift"]) @ kernel) + np.asarray(own)[index]
-    found, outputs = run_stack(adding, x, context, each={"own": own}, keep=True)
-    np.testing.assert_allclose(found, looped, atol=1e-5)
-    np.testing.assert_array_equal(outputs[-1], found)
 
 
 @pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])

@@ -94,10 +94,10 @@ def _attend_by_head(
         if tokens.caption is not None and part:
             words = part_of(tokens.caption, part - 1, 2) + offset.astype(own.dtype)
         if norm and part < 2:
-            own, words = head_norm(own, heads), None if words is None else head_norm(words, heads).astype(words.dtype)
+            own, words = (x if x is None else head_norm(x, heads).astype(x.dtype) for x in (own, words))
         if part == 0:
-            own = at_least_float32(own) * shared.scale
-        own = windows.by_head(own.astype(tokens.own.dtype), heads)
+            own = (at_least_float32(own) * shared.scale).astype(tokens.own.dtype)
+        own = windows.by_head(own, heads)
         if words is not None:
             words = jnp.moveaxis(windows.of_frames(words).reshape(*own.shape[1:3], -1, heads, own.shape[-1]), -2, 0)
             own = jnp.concatenate([own, words], axis=3)
@@ -250,20 +250,12 @@ class WindowAttention(Attention):
         self.largest = window
         self.relative_bias = RelativePositionBias(window, config.heads, rngs) if config.relative_bias else None
 
-    def bias(self, grid: Size3, dtype: jnp.dtype) -> Float[Array, "heads n n"] | None:
-        """Of the windows of a grid. Apart from the layer, so that the biases of all layers are made at once, once for all passes of a step: the changes of
-        layout that this takes were a tenth of a step of UCF-101 XL."""
-        return None if self.relative_bias is None else self.relative_bias(Windows(grid, self.largest).window, dtype)
-
     def __call__(
-        self,
-        x: Float[Array, "B T H W d"],
-        bias: Float[Array, "heads n n"] | None = None,
-        *,
-        identity: Bool[Array, " B"] | None = None,
+        self, x: Float[Array, "B T H W d"], *, identity: Bool[Array, " B"] | None = None
     ) -> Float[Array, "B T H W d"]:
         """Rows where `identity` is True attend to nothing but themselves: every token's output is its own value, projected."""
         windows = Windows(grid=(x.shape[1], x.shape[2], x.shape[3]), largest=self.largest)
+        bias = None if self.relative_bias is None else self.relative_bias(windows.window, at_least_float32(x).dtype)
         return self.attend(x, windows, bias=bias, identity=identity)
 
 

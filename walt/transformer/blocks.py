@@ -27,10 +27,6 @@ class Context(NamedTuple):
     text_mask: Bool[Array, "B G L"] | None
 
 
-Biases = tuple[Float[Array, "heads n n"] | None, Float[Array, "heads n n"] | None]
-"""Relative position biases of a pair's layers."""
-
-
 class MLP(nnx.Module):
     """Two linear maps around a GELU (tanh form, as in DiT)."""
 
@@ -54,16 +50,14 @@ class Layer(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.spans_time = window[0] > 1
 
-    def __call__(
-        self, x: Float[Array, "B F h w d"], context: Context, bias: Float[Array, "heads n n"] | None
-    ) -> Float[Array, "B F h w d"]:
+    def __call__(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:
         with jax.named_scope("modulation"):
             shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(
                 context.condition, context.shared_modulation
             )
             modulated = modulate(x, shift, scale)
         with jax.named_scope("attention"):
-            x = x + gate.astype(x.dtype) * self.attention(modulated, bias, identity=self._identity(context))
+            x = x + gate.astype(x.dtype) * self.attention(modulated, identity=self._identity(context))
         if self.cross_attention is not None and context.text is not None and context.text_mask is not None:
             with jax.named_scope("cross_attention"):
                 x = x + self.cross_attention(layer_norm(x), context.text, context.text_mask)
@@ -87,21 +81,11 @@ class Pair(nnx.Module):
         self.spatial = Layer(config, window, rngs)
         self.spacetime = None if config.spacetime_window is None else Layer(config, config.spacetime_window, rngs)
 
-    def biases(self, grid: Size3, dtype: jnp.dtype) -> Biases:
-        """Those of its layers for a grid of tokens."""
-        layers = (self.spatial, self.spacetime)
-        return tuple(None if layer is None else layer.attention.bias(grid, dtype) for layer in layers)  # type: ignore[return-value]
-
     def __call__(
-        self,
-        x: Float[Array, "B F h w d"],
-        context: Context,
-        *,
-        biases: Biases,
-        skip: Float[Array, "B F h w d"] | None = None,
+        self, x: Float[Array, "B F h w d"], context: Context, skip: Float[Array, "B F h w d"] | None = None
     ) -> Float[Array, "B F h w d"]:
         if self.join is not None:
             assert skip is not None
             x = self.join(jnp.concatenate([x, skip], axis=-1))
-        x = self.spatial(x, context, biases[0])
-        return x if self.spacetime is None else self.spacetime(x, context, biases[1])
+        x = self.spatial(x, context)
+        return x if self.spacetime is None else self.spacetime(x, context)

@@ -11,11 +11,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from walt.parallel.activations import constrain
-from walt.transformer.blocks import Biases, Context, Pair
+from walt.transformer.blocks import Context, Pair
 from walt.transformer.conditioning import Conditioning, TextConditioning, Upsampler, modulate
 from walt.transformer.config import TransformerConfig
-from walt.transformer.layers import Linear, at_least_float32, small_normal, zeros
-from walt.transformer.stack import init_stack, map_stack, run_stack
+from walt.transformer.layers import Linear, small_normal, zeros
+from walt.transformer.stack import init_stack, run_stack
 
 
 class PositionTables(nnx.Module):
@@ -159,18 +159,12 @@ class Transformer(nnx.Module):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _run(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:
-        def biases(blocks: Pair) -> dict[str, Biases]:
-            grid, wide = (x.shape[1], x.shape[2], x.shape[3]), at_least_float32(x).dtype
-            with jax.named_scope("attention"):
-                return {"biases": map_stack(lambda block: block.biases(grid, wide), blocks)}
-
         remat, joins = self.config.remat, self.joining_blocks is not None
-        x, outputs = run_stack(self.blocks, x, context, remat=remat, each=biases(self.blocks), keep=joins)
+        x, outputs = run_stack(self.blocks, x, context, remat=remat, keep=joins)
         if self.joining_blocks is None or outputs is None:
             return x
-        # The last of these blocks is the middle: its output goes on, and is no skip. The others join from the inside out.
-        each = biases(self.joining_blocks) | {"skip": outputs[-2::-1]}
-        return run_stack(self.joining_blocks, x, context, remat=remat, each=each)[0]
+        # The last of these blocks is the middle: its output goes on, and is no skip.
+        return run_stack(self.joining_blocks, x, context, remat=remat, skips=outputs[:-1])[0]
 
     def _run_with_tokens(
         self, x: Float[Array, "B F h w d"], conditions: tuple[Float[Array, "B F d"], ...], context: Context

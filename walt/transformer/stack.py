@@ -1,12 +1,11 @@
 """Stacks of equal blocks: initialised by vmap over keys, run by one scan, so that compile time does not grow with depth.
 
-Every backbone goes through these functions. A stack is an ordinary NNX module whose parameters carry a leading layer axis; names stay those of one block.
+Every backbone goes through these two functions. A stack is an ordinary NNX module whose parameters carry a leading layer axis; names stay those of one block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array
 
 M = TypeVar("M", bound=nnx.Module)
-T = TypeVar("T")
 
 _policies = jax.checkpoint_policies
 _products = _policies.dots_with_no_batch_dims_saveable
@@ -35,41 +33,29 @@ def init_stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     return nnx.merge(graph, states)
 
 
-def map_stack(function: Callable[[M], T], stack: M) -> T:
-    """`function(block)` of every block, stacked."""
-    graph, states = nnx.split(stack)
-    return jax.vmap(lambda state: function(nnx.merge(graph, state)))(states)
-
-
 def run_stack(
-    stack: nnx.Module,
-    x: Array,
-    context: Any,
-    *,
-    remat: str = "none",
-    each: Mapping[str, Any] = MappingProxyType({}),
-    keep: bool = False,
+    stack: nnx.Module, x: Array, context: Any, *, remat: str = "none", skips: Array | None = None, keep: bool = False
 ) -> tuple[Array, Array | None]:
     """Applies the stacked blocks in order, `x = block(x, context)`; returns the last x and, with `keep`, stacked what each block gave.
 
     Args:
         context: any pytree of arrays that all blocks see.
         remat: one of REMAT.
-        each: further arguments of blocks by name, stacked: the first block gets the first of each.
+        skips: what a stack before this one gave: its last output is a third argument of the first block here, and so on inwards out (U-ViT).
     """
     graph, states = nnx.split(stack)
 
-    def apply(x: Array, state: Any, context: Any, own: dict[str, Any]) -> Array:
+    def apply(x: Array, state: Any, context: Any, skip: Array | None) -> Array:
         block: Any = nnx.merge(graph, state)
-        return block(x, context, **own)
+        return block(x, context) if skip is None else block(x, context, skip)
 
     if remat != "none":
         # Inside a scan XLA cannot merge the recomputation with the original, so no barrier is needed against it.
         apply = jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=False)
 
-    def advance(x: Array, of_block: tuple[Any, dict[str, Any]]) -> tuple[Array, Array | None]:
-        state, own = of_block
-        x = apply(x, state, context, own)
+    def advance(x: Array, each: tuple[Any, Array | None]) -> tuple[Array, Array | None]:
+        state, skip = each
+        x = apply(x, state, context, skip)
         return x, x if keep else None
 
-    return jax.lax.scan(advance, x, (states, dict(each)))
+    return jax.lax.scan(advance, x, (states, None if skips is None else skips[::-1]))
