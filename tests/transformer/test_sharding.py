@@ -175,7 +175,9 @@ def test_fsdp_gathers_weights_and_leaves_activations_where_they_are():
     kinds, shapes = collectives(SMALL, fsdp=8)
     assert set(kinds) == {"all-gather"}
     sizes = {leaf.size for leaf in jax.tree.leaves(loss_and_gradients(SMALL)[0].abstract_params)}
-    together = [SMALL.width**2 * maps for maps in (3, 2)]  # queries, keys and values of tokens; keys and values of words
+    together = [
+        SMALL.width**2 * maps for maps in (3, 2)
+    ]  # queries, keys and values of tokens; keys and values of words
     assert all(np.prod(shape) in {*sizes, *together} for shape in shapes), shapes
     assert sum(np.prod(shape) == together[0] for shape in shapes) == 4, "self- and cross-attention of two layers"
 

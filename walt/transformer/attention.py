@@ -94,10 +94,10 @@ def _attend_by_head(
         if tokens.caption is not None and part:
             words = part_of(tokens.caption, part - 1, 2) + offset.astype(own.dtype)
         if norm and part < 2:
-            own, words = (x if x is None else head_norm(x, heads).astype(x.dtype) for x in (own, words))
+            own, words = head_norm(own, heads), None if words is None else head_norm(words, heads).astype(words.dtype)
         if part == 0:
-            own = (at_least_float32(own) * shared.scale).astype(tokens.own.dtype)
-        own = windows.by_head(own, heads)
+            own = at_least_float32(own) * shared.scale
+        own = windows.by_head(own.astype(tokens.own.dtype), heads)
         if words is not None:
             words = jnp.moveaxis(windows.of_frames(words).reshape(*own.shape[1:3], -1, heads, own.shape[-1]), -2, 0)
             own = jnp.concatenate([own, words], axis=3)

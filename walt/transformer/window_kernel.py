@@ -127,7 +127,7 @@ def _attend(shape: Shape, tokens: Tokens, shared: Shared) -> Array:
         shape,
         (tokens, shared),
         grid=(shape.number,),
-        outputs=Tokens(jax.ShapeDtypeStruct((*own.shape[:-1], shape.width), own.dtype)),
+        outputs=Tokens(jax.ShapeDtypeStruct((*own.shape[:-1], shape.width), own.dtype)),  # type: ignore[arg-type]
         sums=None,
         cost=shape.cost(2, 2, own.dtype.itemsize),
     )[0].own
@@ -150,7 +150,7 @@ def _attend_backward(shape: Shape, saved: tuple[Tokens, Shared], cotangent: Arra
         shape,
         (tokens, shared, Tokens(cotangent)),
         grid=(parts, shape.number // parts),
-        outputs=Tokens(jax.ShapeDtypeStruct(tokens.own.shape, tokens.own.dtype), of_caption),
+        outputs=Tokens(jax.ShapeDtypeStruct(tokens.own.shape, tokens.own.dtype), of_caption),  # type: ignore[arg-type]
         sums=shared,
         cost=shape.cost(5, 4, tokens.own.dtype.itemsize),
     )
@@ -254,8 +254,8 @@ def _blocks(shape: Shape, tokens: Tokens, grid: tuple[int, ...], written: bool) 
     def identity(x: Any) -> pl.BlockSpec:
         return pl.BlockSpec((1, *x.shape[1:]), lambda *at: (place(*at)[0], 0, 0))
 
-    kinds = Tokens(own, caption, mask, identity)  # type: ignore[arg-type]
-    return Tokens(*(None if x is None else block(x) for block, x in zip(kinds, tokens, strict=True)))  # type: ignore[operator]
+    makers = (own, caption, mask, identity)
+    return Tokens(*(None if x is None else block(x) for block, x in zip(makers, tokens, strict=True)))  # type: ignore[arg-type]
 
 
 class _Head:
