@@ -35,7 +35,9 @@ def test_all_patterns_are_drawn_and_leave_something_to_generate():
     assert videos.any((1, 2, 3)).mean() == pytest.approx(0.48, abs=0.05)  # some of the random frames are none
     assert not videos.all((1, 2, 3)).any()
     partly = [row for row in videos if not (row == row[:, :1, :1]).all()]
-    assert np.mean([(row == row[:1]).all() for row in partly]) == pytest.approx(0.6, abs=0.15), "over all frames or some"
+    assert np.mean([(row == row[:1]).all() for row in partly]) == pytest.approx(0.6, abs=0.15), (
+        "over all frames or some"
+    )
 
 
 @pytest.mark.parametrize("name", PATTERNS)

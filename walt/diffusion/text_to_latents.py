@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from walt.diffusion import circular as ring
 from walt.diffusion import guidance
 from walt.diffusion.conditions import Conditions, TextCondition
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
@@ -30,6 +31,7 @@ def text_to_latents(
     strength: Float[Array, ""] | float | None = None,
     negative: Prompts | None = None,
     given: Conditions | None = None,
+    circular: bool = False,
 ) -> Float[Array, "b f h w c"]:
     """One video's latents of `shape` (F, h, w, c) per prompt.
 
@@ -37,7 +39,7 @@ def text_to_latents(
       denoiser: bound to its parameters.
       prompts: captions, or labels for a model of classes; None for a model that reads neither.
       keys: one random key per video; a video depends on its own key and conditions only.
-      shape: latents of one video.
+      shape: latents of one video; one of a single frame is a still, as those of training are.
       diffusion: what the denoiser was trained with.
       sampler: steps, solver, guidance.
       strength: replaces `sampler.guidance`; may be a traced scalar, so that one compiled program serves every strength.
@@ -46,6 +48,7 @@ def text_to_latents(
       given: all other conditions: known latents and levels, see `Canvas`, low resolution, scalars. Guidance leaves them in, except
         that `sampler.known_guidance` other than 1 adds a branch without the known latents. A denoiser without a canvas is not shown what is known; it sees it
         with the noise of the time, in place of what it would have made there.
+      circular: the frames are a ring, see `circular`; there may be any number of them.
     """
     strength = sampler.guidance if strength is None else strength
     schedule, frames = diffusion.make_schedule(shape), shape[0]
@@ -66,7 +69,13 @@ def text_to_latents(
             copies = x_t.shape[0] // canvas.mask.shape[0]
             hidden = (jnp.concatenate([canvas.mask] * copies) > 0) & (conditions.known_mask == 0)
             previous_x0 = jnp.where(hidden, 0.0, previous_x0)
-        return denoiser(seen, time, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), conditions=conditions)
+        if circular:
+            window = denoiser.config.latent_shape[0]
+            seen, time, previous_x0 = (ring.windows(x, window) for x in (seen, time, previous_x0))
+            conditions = ring.windowed(conditions, window, frames)
+        still = jnp.full(seen.shape[0], frames == 1)
+        value = denoiser(seen, time, previous_x0, is_image=still, conditions=conditions)
+        return ring.merged(value, frames) if circular else value
 
     conditional = given if prompts is None else _prompted(denoiser, given, prompts, frames, drop=False)
     branches: list[Conditions] = [conditional]  # from that of nothing to that of everything

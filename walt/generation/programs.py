@@ -64,7 +64,7 @@ def decode(
     return to_uint8(autoencoder(config).bind(*weights).decode(latents))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("frames", "circular"))
 def sample_latents(
     config: GeneratorConfig,
     sampler: SamplerConfig,
@@ -74,11 +74,24 @@ def sample_latents(
     strength: Float[Array, ""] | None,
     negative: Prompts | None,
     given: Given,
+    frames: int | None = None,
+    circular: bool = False,
 ) -> Float[Array, "b f i j c"]:
-    """Latents of prompts and of what else is given; without `strength`, the sampler's own guidance is compiled in."""
+    """Latents of prompts and of what else is given; without `strength`, the sampler's own guidance is compiled in. `frames` other than those of the
+    config are of a still (1), or of a ring of any length (`circular`)."""
     model = denoiser(config.transformer, config.text).bind(*weights)
-    shape = (*config.transformer.latent_shape, config.transformer.out_channels)
+    length, *sides = config.transformer.latent_shape
+    shape = (frames or length, *sides, config.transformer.out_channels)
     conditions = given.conditions(config.diffusion.make_schedule(shape), shape, sampler.low_resolution_time, keys)
     return text_to_latents(
-        model, prompts, keys, shape, config.diffusion, sampler, strength=strength, negative=negative, given=conditions
+        model,
+        prompts,
+        keys,
+        shape,
+        config.diffusion,
+        sampler,
+        strength=strength,
+        negative=negative,
+        given=conditions,
+        circular=circular,
     )
