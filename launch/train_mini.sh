@@ -13,7 +13,8 @@ walt() { .venv/bin/python -m walt.cli "$@"; }
 autoencoder=() transformer=()
 if [[ -n "$START" ]]; then
   autoencoder=(--config.init_from.path="$START" --config.training.optimizer.learning_rate=5e-4 --config.training.num_steps=600)
-  transformer=(--config.init_from.path="$START" --config.training.optimizer.learning_rate=5e-4 --config.training.num_steps=1500)
+  transformer=(--config.init_from.path="$START" --config.training.optimizer.learning_rate=5e-4 --config.training.num_steps=1500
+    --config.init_from.widen=True --config.diffusion.known_rate=0.5 --config.diffusion.unequal_rate=0.2)
 fi
 
 walt prepare atari --output="$RUN/footage" --clips="$CLIPS" --heldout=256

@@ -69,7 +69,7 @@ def make(folder):
         "data.batch_size": "8",
         "autoencoder_path": str(folder / "autoencoder"),
         "transformer.latent_shape": ",".join(map(str, shape[:3])),
-        "transformer.in_channels": "2",
+        "transformer.in_channels": "5",
         "transformer.out_channels": "2",
         "transformer.width": "16",
         "transformer.depth": "2",

@@ -24,8 +24,9 @@ def get_config(variant: str = ""):
                 heads=4,
                 spacetime_window=(5, 2, 2),
                 self_conditioning=True,
+                canvas=False,
             ),
-            diffusion=replace(mini.diffusion, self_conditioning_rate=0.9),
+            diffusion=replace(mini.diffusion, self_conditioning_rate=0.9, unequal_rate=0.0),
             sampler=SamplerConfig(steps=25, guidance=1.0),
             training=replace(
                 mini.training,

@@ -1,7 +1,8 @@
 """The mini text-to-video model: 17 frames of 64x64 as 5x8x8 latents, 80 tokens, on a CPU.
 
 The number of tokens is what costs, hence patches of 2. Self-conditioning would add a forward pass to every step and is off;
-everything else is the architecture of the large models.
+everything else is the architecture of the large models. It trains for every generation task: parts of some videos are known, of every kind, and
+some have frames of unequal noise.
 """
 
 from walt.config import ConfigError, to_config_dict
@@ -26,7 +27,7 @@ def get_config(variant: str = ""):
             autoencoder_path="mini",
             transformer=TransformerConfig(
                 latent_shape=(5, 8, 8),
-                in_channels=8,
+                in_channels=17,
                 out_channels=8,
                 width=192,
                 depth=6,
@@ -36,10 +37,17 @@ def get_config(variant: str = ""):
                 spacetime_window=(5, 4, 4),
                 text_width=128,
                 self_conditioning=False,
+                canvas=True,
                 remat="dots",
             ),
             text=TextEncoderConfig(vocab_size=256, width=128, depth=1, heads=4, head_width=32, mlp_width=256),
-            diffusion=DiffusionConfig(self_conditioning_rate=0.0, caption_length=CAPTION_LENGTH),
+            diffusion=DiffusionConfig(
+                self_conditioning_rate=0.0,
+                caption_length=CAPTION_LENGTH,
+                known_rate=0.25,
+                known_patterns=("first", "last", "ends", "frames", "gap", "box"),
+                unequal_rate=0.1,
+            ),
             sampler=SamplerConfig(steps=25, guidance=2.0),
             training=TrainingConfig(
                 num_steps=20 if short else 4500,

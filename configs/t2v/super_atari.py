@@ -17,6 +17,7 @@ def get_config(variant: str = ""):
     config.autoencoder_path = "runs/atari_128"
     transformer = config.transformer
     transformer.latent_shape, transformer.low_resolution, transformer.in_channels = (5, 16, 16), 2, 16
+    transformer.canvas, config.diffusion.unequal_rate = False, 0.0
     transformer.scalars = ("low_resolution_time",)
     transformer.width, transformer.depth, transformer.heads = 128, 4, 2
     transformer.spatial_window = (1, 8, 8)

@@ -21,7 +21,7 @@ EVERYTHING = {  # accumulation, self-conditioning, stills beside videos, caption
     "training.accumulation": "2",
     "training.checkpoint_every": "4",
     "transformer.self_conditioning": "True",
-    "transformer.in_channels": "4",
+    "transformer.in_channels": "7",
     "diffusion.self_conditioning_rate": "0.9",
     "heldout_every": "3",
     "samples_every": "0",

@@ -43,7 +43,7 @@ def test_an_empty_canvas_changes_nothing():
 
 
 def test_what_is_no_new_channel_is_refused():
-    with pytest.raises(ConfigError, match="transformer.width is 16, but the trained model has 8"):
+    with pytest.raises(ConfigError, match=r"transformer.width is 16, but the trained model has 8"):
         widen({}, OLD, dataclasses.replace(NEW, width=16))
     with pytest.raises(ConfigError, match="has channels of self-conditioning, known, of their mask, which this transf"):
         widen({}, NEW, OLD)

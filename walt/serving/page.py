@@ -273,7 +273,10 @@ class Events:
                     yield {answer.status: show.waiting(news)}
                     continue
                 if isinstance(news, Progress):
-                    yield {answer.status: show.progress(news), answer.stage: show.moving(news.preview, asked.record.fps)}
+                    yield {
+                        answer.status: show.progress(news),
+                        answer.stage: show.moving(news.preview, asked.record.fps),
+                    }
                     continue
                 videos = [news, *videos][:SHOWN]
                 pictures = [(str(each.moving), show.caption(each.record)) for each in videos]

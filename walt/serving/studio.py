@@ -89,7 +89,9 @@ class Studio:
         options = {name: as_option(name, value) for name, value in options.items() if name in takes.options}
         if takes.clip_fps and rate is not None:
             options["clip_fps"] = rate
-        settings = {name: _plain(name, value) for name, value in told.items() if name not in SIZES or name in takes.sizes}
+        settings = {
+            name: _plain(name, value) for name, value in told.items() if name not in SIZES or name in takes.sizes
+        }
         prompt = str(settings.pop("prompt", ""))
         record = records.resolve(self.model, [prompt], task=task, options=options, inputs=inputs, **settings)
         self.limits.check(record, expected_frames(takes, record.num_frames, options, inputs, record.fps))
