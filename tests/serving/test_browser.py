@@ -70,7 +70,7 @@ def test_a_video_is_made_shown_kept_and_made_again(page, studio, tmp_path):
     page.click("#go")
     page.wait_for_selector("#stage img")
     wait_for_status(page, "Done")
-    page.wait_for_function("document.querySelector('#video video')?.readyState >= 2")
+    page.wait_for_function("document.querySelector('#result video')?.readyState >= 2")
     facts = page.inner_text("#facts")
     assert "a red ball moves left" in facts and "11" in facts and "walt sample --like=" in facts
     with page.expect_download() as download:

@@ -35,7 +35,7 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 #stage { min-height: 400px; display: flex; align-items: center; justify-content: center; text-align: center; }
 #stage img { width: 400px; max-width: 100%; border-radius: 8px; opacity: .85; }
-#stage img, #gallery img, #video video { image-rendering: pixelated; }
+#stage img, #gallery img, #result video { image-rendering: pixelated; }
 #gallery .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important; }
 #another { align-self: end; margin-bottom: 10px; }
 .walt-bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); margin-top: 6px; overflow: hidden; }
@@ -144,7 +144,7 @@ def build(studio: Studio, title: str) -> Any:
                     status=gradio.HTML(show.status("Nothing made yet"), elem_id="status"),
                     stage=gradio.HTML(show.hint("What you generate appears here."), elem_id="stage"),
                     video=gradio.Video(
-                        visible=False, autoplay=True, loop=True, show_label=False, elem_id="video", interactive=False
+                        visible=False, autoplay=True, loop=True, show_label=False, elem_id="result", interactive=False
                     ),
                     facts=gradio.HTML(visible=False, elem_id="facts"),
                     download=gradio.DownloadButton("Download", visible=False, elem_id="download"),
