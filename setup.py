@@ -41,6 +41,8 @@ TPU = [
 ]
 GCS = ["etils[epath-gcs]>=1.13"]  # for gs:// paths
 MINILM = ["tokenizers>=0.21"]
+SERVE = ["gradio>=6.0,<7"]
+BROWSER = ["playwright>=1.50"]  # drives a chromium that is installed; for the tests of the page
 POD = [
     *TPU,
     *GCS,
@@ -85,6 +87,8 @@ setup(
         "perceptual": PERCEPTUAL,
         "fvd": FVD,
         "minilm": MINILM,
+        "serve": SERVE,
+        "browser": BROWSER,
         "tpu": TPU,
         "gcs": GCS,
         "pod": POD,

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Format, lint, types, layers, tests. `--slow` adds the tests that take long, and resumes them after an interruption;
-# every other argument goes to pytest: launch/test.sh tests/data -k manifest
+# Format, lint, types, layers, tests. `--slow` adds the tests that take long, and those of the page, for which it installs Gradio and
+# Playwright (the browser must be there: Debian's chromium), and resumes them after an interruption; every other argument goes to pytest: launch/test.sh tests/data -k manifest
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-arguments=()
+arguments=() extras=test
 for argument in "$@"; do
   if [[ "$argument" == "--slow" ]]; then
-    arguments+=(-m "slow or not slow" --resume)
+    arguments+=(-m "slow or not slow" --resume) extras=test,serve,browser
   else
     arguments+=("$argument")
   fi
 done
 
-make_environment .venv-test test
+make_environment .venv-test "$extras"
 export PATH="$ROOT/.venv-test/bin:$PATH" JAX_PLATFORMS=cpu
 failed=()
 

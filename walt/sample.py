@@ -3,9 +3,15 @@
     walt sample --prompt="a game of Freeway, the chicken moves up" --output=out.mp4
     walt sample --checkpoint=runs/t2v --prompt="..." --prompt="..." --output=sheet.png --seed=7
 
-The suffix of `--output` decides: .mp4, .webm and .gif are videos (one file per prompt, numbered if there are several),
+The suffix of `--output` decides: .mp4, .webm, .gif and .webp are videos (one file per prompt, numbered if there are several),
 .png is a contact sheet, one row of frames per prompt. Without `--checkpoint` the small model that comes with the
 package is used. `--cascade` names super-resolution models, the smallest first, that make its videos larger.
+
+A prompt may weigh its words: "a (red car:1.3)". `--rewriter` has prompts written out before the model reads them: rules:FILE (JSON:
+{"replace": {"car": "a red car"}, "after": ", by day"}), command:PROGRAM (prompt on its standard input, the new one on its output), or the
+address of a server that speaks OpenAI's chat protocol, such as http://127.0.0.1:8080/v1 (key, if any, in WALT_REWRITER_KEY).
+
+Every file says how it was made, and `--like=FILE` makes it again; flags beside it change what they name.
 
 Started on every host of a TPU pod, the devices of all share the work, and the first host writes.
 """
@@ -16,15 +22,20 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 
 from walt import command
-from walt.data import media
+from walt.data import caption_files, media
 from walt.parallel.config import MeshConfig
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".gif")
+if TYPE_CHECKING:
+    from walt.generation.cascade import Cascade
+    from walt.generation.record import Record
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
 SUFFIXES = (*VIDEO_SUFFIXES, ".png")
 
 
@@ -32,8 +43,11 @@ SUFFIXES = (*VIDEO_SUFFIXES, ".png")
 class Arguments(command.HostArguments):
     """Flags of `walt sample`."""
 
-    prompt: str = command.flag("What the video should show; repeat the flag for several videos.")
-    output: str = command.flag("File to write: .mp4, .webm, .gif, or .png for a contact sheet.")
+    output: str = command.flag("File to write: .mp4, .webm, .gif, .webp, or .png for a contact sheet.")
+    prompt: str | None = command.flag("What the video should show; repeat the flag for several videos.", default=None)
+    prompts_file: str | None = command.flag("File of prompts, one per line, in place of --prompt.", default=None)
+    like: str | None = command.flag("File that was made by this command, to make it again.", default=None)
+    other_model: bool = command.flag("Take --like's settings for another model than it was made with.", default=False)
     checkpoint: str = command.flag("Shipped model, bundle or work directory.", default="mini")
     cascade: tuple[str, ...] = command.flag(
         "Bundles or work directories of super-resolution models that follow, comma-separated.", default=()
@@ -48,8 +62,14 @@ class Arguments(command.HostArguments):
     solver: str | None = command.flag(
         "ddim, ddpm, dpmpp_2m, heun, flow_euler or flow_heun; by default the model's.", default=None
     )
-    seed: int = command.flag("The same seed gives the same video.", default=0)
+    seed: int | None = command.flag("The same seed gives the same video; by default 0.", default=None)
+    batch_size: int = command.flag("Videos computed at a time.", default=16)
     negative_prompt: str | None = command.flag("What to steer away from.", default=None)
+    rewriter: str | None = command.flag(
+        "What writes prompts out: rules:FILE, command:PROGRAM or an address.", default=None
+    )
+    rewriter_model: str = command.flag("What the address calls its language model.", default="default")
+    rewriter_timeout: float = command.flag("Seconds that the rewriter may take for a prompt.", default=30.0)
     fps: float | None = command.flag("Frames per second of the file; by default the model's.", default=None)
     captions: bool = command.flag(
         "Write each prompt into a .txt beside its video, where `walt evaluate` looks for it.", default=False
@@ -67,6 +87,59 @@ def main(argv: Sequence[str]) -> None:
     """Samples and writes; `argv` is [program, --flag=value, ...]."""
     rest, prompts = split_prompts(argv)
     arguments = command.parse(Arguments, rest)
+    check(arguments)
+    if arguments.prompts_file is not None:
+        prompts = caption_files.read_lines(Path(arguments.prompts_file))
+        if not prompts:
+            raise command.CommandError(f"--prompts_file={arguments.prompts_file} holds no prompt: write one per line")
+    mesh = MeshConfig.parse(arguments.mesh)
+    arguments.initialize()  # imports jax: errors in flags need not wait for it
+    output = command.output_file(arguments.output)
+
+    import jax
+
+    from walt.generation import record as records
+    from walt.generation.cascade import Cascade
+
+    like = None if arguments.like is None else records.read_record(arguments.like)
+    checkpoints = (arguments.checkpoint, *arguments.cascade)
+    model = Cascade.load(checkpoints, mesh)
+    for checkpoint, pipeline in zip(checkpoints, model.stages):
+        print(f"{checkpoint}: {pipeline.describe()}")
+    record = resolve(arguments, prompts, like, model)
+    start = time.monotonic()
+    videos = records.generate(model, record, arguments.batch_size)
+    if jax.process_index() > 0:
+        return
+    others = [pipeline.sampler for pipeline in model.stages[1:]]
+    steps = "+".join(str(number) for number in (record.steps, *(sampler.steps for sampler in others)))
+    guidance = "+".join(f"{scale:g}" for scale in (record.guidance, *(sampler.guidance for sampler in others)))
+    count, frames, height, width = videos.shape[:4]
+    print(
+        f"made {count} x {frames} frames of {height}x{width} in {time.monotonic() - start:.1f} s, compilation included: "
+        f"{steps} steps, guidance {guidance}, seed {record.seed}"
+    )
+    scale = arguments.scale or max(1, -(-256 // min(height, width)))
+    for path, prompt in write(videos, record, output, scale):
+        shown = f" (every pixel {scale}x{scale})" if scale > 1 and path.suffix != ".png" else ""
+        print(f"wrote {path}{shown}: {prompt}")
+        if arguments.captions:
+            path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
+
+
+def check(arguments: Arguments) -> None:
+    """Refuses flags that cannot be, before anything is loaded."""
+    sources = [name for name in ("prompt", "prompts_file") if getattr(arguments, name) is not None]
+    if not sources and arguments.like is None:
+        raise command.CommandError("--prompt is missing: what the video should show (or --prompts_file, or --like)")
+    if len(sources) == 2:
+        raise command.CommandError("--prompt and --prompts_file both name prompts; give one of them")
+    if arguments.rewriter is not None and not sources:
+        raise command.CommandError(
+            "--rewriter is for new prompts, and those of --like have been through one: give --prompt too"
+        )
+    if arguments.other_model and arguments.like is None:
+        raise command.CommandError("--other_model is for --like, which is missing")
     if Path(arguments.output).suffix.lower() not in SUFFIXES:
         raise command.CommandError(f"--output must end in {', '.join(SUFFIXES)}, got {arguments.output!r}")
     if arguments.captions and Path(arguments.output).suffix.lower() == ".png":
@@ -75,38 +148,38 @@ def main(argv: Sequence[str]) -> None:
         raise command.CommandError(f"--fps must be between 0 and 1000, got {arguments.fps}")
     if arguments.scale is not None and not 1 <= arguments.scale <= 64:
         raise command.CommandError(f"--scale must be between 1 and 64, got {arguments.scale}")
-    mesh = MeshConfig.parse(arguments.mesh)
-    arguments.initialize()  # imports jax: errors in flags need not wait for it
-    output = command.output_file(arguments.output)
+
+
+SETTINGS = ("negative_prompt", "num_frames", "height", "width", "fps", "steps", "guidance", "solver", "seed")
+
+
+def resolve(arguments: Arguments, prompts: Sequence[str], like: Record | None, model: Cascade) -> Record:
+    """What is to be made: flags, behind them what `like` says, behind that what the model does by itself."""
+    from walt.generation import record as records
+
+    told = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    if like is not None:
+        if not arguments.other_model:
+            like.check_models(str(arguments.like), model)
+        told = like.settings() | told
+        if not prompts:
+            return records.resolve(model, like.prompts, given=like.given, rewriter=like.rewriter, **told)
+    if arguments.rewriter is None:
+        return records.resolve(model, prompts, **told)
 
     import jax
 
-    from walt.generation.cascade import Cascade
+    from walt.generation.rewriter import make_rewriter
 
-    checkpoints = (arguments.checkpoint, *arguments.cascade)
-    model = Cascade.load(checkpoints, mesh)
-    for checkpoint, pipeline in zip(checkpoints, model.stages):
-        print(f"{checkpoint}: {pipeline.describe()}")
-    names = ("num_frames", "height", "width", "steps", "guidance", "solver", "seed", "negative_prompt")
-    start = time.monotonic()
-    videos = model.generate(prompts, **{name: getattr(arguments, name) for name in names})
-    if jax.process_index() > 0:
-        return
-    base, *others = (pipeline.sampler for pipeline in model.stages)
-    steps = "+".join(str(number) for number in (arguments.steps or base.steps, *(sampler.steps for sampler in others)))
-    first = base.guidance if arguments.guidance is None else arguments.guidance
-    guidance = "+".join(f"{scale:g}" for scale in (first, *(sampler.guidance for sampler in others)))
-    count, frames, height, width = videos.shape[:4]
-    print(
-        f"made {count} x {frames} frames of {height}x{width} in {time.monotonic() - start:.1f} s, compilation included: "
-        f"{steps} steps, guidance {guidance}, seed {arguments.seed}"
-    )
-    scale = arguments.scale or max(1, -(-256 // min(height, width)))
-    for path, prompt in write(videos, prompts, output, arguments.fps or model.fps, scale):
-        shown = f" (every pixel {scale}x{scale})" if scale > 1 and path.suffix != ".png" else ""
-        print(f"wrote {path}{shown}: {prompt}")
-        if arguments.captions:
-            path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
+    if jax.process_count() > 1:
+        raise command.CommandError(
+            "--rewriter could tell each host something else: have prompts rewritten before a job of several"
+        )
+    rewriter = make_rewriter(arguments.rewriter, model=arguments.rewriter_model, timeout=arguments.rewriter_timeout)
+    written = [rewriter(prompt) for prompt in prompts]
+    for before, after in zip(prompts, written):
+        print(f"{before!r} is written out as {after!r}")
+    return records.resolve(model, written, given=prompts, rewriter=rewriter.name, **told)
 
 
 def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -128,15 +201,18 @@ def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def write(
-    videos: UInt8[np.ndarray, "n t h w 3"], prompts: Sequence[str], output: Path, fps: float, scale: int = 1
+    videos: UInt8[np.ndarray, "n t h w 3"], record: Record, output: Path, scale: int = 1
 ) -> list[tuple[Path, str]]:
-    """Writes videos as the suffix of `output` says; returns (file, what it shows) for each file written."""
+    """Writes videos as the suffix of `output` says, and into each file how it was made; returns (file, what it shows) for each."""
+    prompts = record.prompts
     if output.suffix.lower() == ".png":
-        media.contact_sheet(videos, output, labels=prompts)
+        media.contact_sheet(videos, output, labels=prompts, note=record.to_json())
         return [(output, "; ".join(prompts))]
-    paths = [output] if len(prompts) == 1 else [output.with_stem(f"{output.stem}_{i}") for i in range(len(prompts))]
-    for path, video in zip(paths, videos):
-        media.write_video(path, video, fps, scale=scale)
+    digits = len(str(len(prompts) - 1))  # so that names sort as prompts do
+    paths = [output.with_stem(f"{output.stem}_{i:0{digits}}") for i in range(len(prompts))]
+    paths = [output] if len(prompts) == 1 else paths
+    for number, (path, video) in enumerate(zip(paths, videos)):
+        media.write_video(path, video, record.fps, scale=scale, note=record.of_row(number).to_json())
     return list(zip(paths, prompts))
 
 

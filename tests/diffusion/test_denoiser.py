@@ -12,7 +12,7 @@ from walt.config import ConfigError
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser
 from walt.diffusion.task import DiffusionTask
-from walt.diffusion.text_to_latents import text_to_latents
+from walt.diffusion.text_to_latents import Text, text_to_latents
 from walt.text.config import TextEncoderConfig
 from walt.training.state import TrainState
 from walt.transformer.config import TransformerConfig
@@ -102,8 +102,9 @@ def test_row_cost_counts_the_extra_pass_at_its_rate():
 
 def test_text_to_latents(params):
     """Guidance 1 is the plain conditional sample, whether compiled in or traced; 0 is blind to the prompt."""
-    tokens = np.array([[3, 4, 5, 0, 0], [6, 7, 8, 9, 1]], np.int32)
-    captions = tokens, tokens > 0
+    tokens = np.array([[[3, 4, 5, 0, 0]], [[6, 7, 8, 9, 1]]], np.int32)
+    embeddings = jax.jit(TASK.denoiser.bind(params).embed_text)(tokens, tokens > 0)
+    captions = Text(embeddings[:, 0], (tokens > 0)[:, 0])
     keys = jax.random.split(jax.random.key(0), 2)
 
     def sample(captions, sampler, strength=None, negative=None):
@@ -121,7 +122,7 @@ def test_text_to_latents(params):
     plain = jax.jit(lambda captions: sample(captions, SamplerConfig(steps=3)))(captions)
     guided = jax.jit(lambda captions, strength, negative: sample(captions, SamplerConfig(steps=3), strength, negative))
     np.testing.assert_allclose(guided(captions, 1.0, captions), plain, rtol=1e-4, atol=1e-5)
-    swapped = tuple(array[::-1] for array in captions)
+    swapped = Text(*(array[::-1] for array in captions))
     blind = guided(captions, 0.0, captions)
     np.testing.assert_allclose(guided(swapped, 0.0, captions), blind, rtol=1e-4, atol=1e-5)
     assert np.abs(np.asarray(guided(swapped, 3.0, captions)) - blind).max() > 1e-3

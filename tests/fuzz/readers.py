@@ -26,6 +26,8 @@ from walt.data import caption_files, media, records
 from walt.data.faults import FaultLog
 from walt.data.latents import LatentsFormat, record_field
 from walt.generation.bundle import BundleError, read_bundle
+from walt.generation.record import Record, RecordError, parse_record, read_record
+from walt.generation.rewriter import RewriterError, read_rules
 from walt.text.hugging_face import ModelFolderError, Source, read_arrays
 from walt.text.t5 import read_t5
 from walt.text.tokenizer import Tokenizer, TokenizerError, read_tokenizer
@@ -135,6 +137,33 @@ def video(folder: Path, suffix: str) -> bytes:
     return (folder / f"seed{suffix}").read_bytes()
 
 
+def noted(folder: Path, suffix: str) -> bytes:
+    """A video that says how it was made."""
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    media.write_video(folder / f"noted{suffix}", pixels, 8, note=RECORD.to_json())
+    return (folder / f"noted{suffix}").read_bytes()
+
+
+RECORD = Record(
+    "generate",
+    ("ab",),
+    ("a ball",),
+    ("ball",),
+    "",
+    "",
+    5,
+    16,
+    16,
+    8.0,
+    4,
+    2.0,
+    "ddim",
+    0,
+    0,
+    {"strength": 0.5},
+    {"video": "cd"},
+)
+RULES = {"replace": {"a": "b"}, "before": "x", "after": "y"}
 SMALL = media.Limits(pixels=2**16, frames=200, seconds=100, megabytes=1, decoded_megabytes=16)
 
 
@@ -378,5 +407,15 @@ def all_readers(folder: Path) -> dict[str, Reader]:
         "checkpoint": checkpoint_reader(folder),
         "config text": Reader((JSON.encode(CONFIG),), lambda data, _: from_json(data.decode("utf-8", "replace")), (ConfigError,), JSON),
         "metrics": Reader((JSON.encode({"step": 1, "loss": 2.0}) + b"\n",), read_metric_log, (MetricsError,), LINES),
+        "record": Reader((RECORD.to_json().encode(),), lambda data, _: parse_record(data.decode("utf-8", "replace")), (ValueError,), JSON),
+        "noted video": Reader((noted(folder, ".mp4"),), as_file(".mp4", lambda path: read_record(path, SMALL)), (*of_media, RecordError), share=0.5),
+        "noted picture": Reader(
+            (noted(folder, ".gif"), noted(folder, ".webp")),
+            as_file(".gif", lambda path: read_record(path, SMALL)),
+            (*of_media, RecordError),
+            tokens=(b"comment", b"EXIF", b"tEXt", b"zTXt", b"iTXt"),
+            share=0.5,
+        ),
+        "rewriting rules": Reader((JSON.encode(RULES),), as_file(".json", lambda path: read_rules(path)("a b")), (RewriterError,), JSON),
         "skipped records": Reader((JSON.encode(FAULT) + b"\n",), read_log, (), LINES),
     }  # fmt: skip

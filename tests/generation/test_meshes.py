@@ -9,6 +9,7 @@ from meshes import compilations, every_mesh, mesh_of_eight
 
 from walt.config import ConfigError
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
+from walt.diffusion.text_to_latents import Text
 from walt.generation import programs
 from walt.generation.given import Given
 from walt.generation.pipeline import Pipeline
@@ -55,9 +56,11 @@ def sampled(mesh, dtype="float64"):
             random.integers(0, 32, (ROWS, LENGTH)).astype(np.int32),
             np.arange(LENGTH) < random.integers(1, LENGTH, (ROWS, 1)),
         )
-        prompts, rows = put((tokens, np.arange(ROWS, dtype=np.int32)), batch_sharding(mesh))
+        tokens, rows = put((tokens, np.arange(ROWS, dtype=np.int32)), batch_sharding(mesh))
+        weights = (params, {})
+        prompts = Text(programs.embed(config, weights, *tokens, np.ones((ROWS, LENGTH), dtype)), tokens[1])
         keys = programs.row_keys(np.uint32(7), rows)
-        latents = programs.sample_latents(config, SAMPLER, (params, {}), prompts, keys, None, None, Given())
+        latents = programs.sample_latents(config, SAMPLER, weights, prompts, keys, None, None, Given())
         assert latents.dtype == dtype
         return read(latents)
 

@@ -1,5 +1,7 @@
 """The command line, from prompts to files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from walt.data import media
 from walt.evaluation.clips import Clips
 from walt.evaluation.source import read_generated
 from walt.generation.bundle import write_bundle
+from walt.generation.record import RecordError, read_record
 
 BALL, BOX = "a red ball, moving left", "a blue box moves right"
 
@@ -57,11 +60,14 @@ def test_contact_sheet(checkpoint, tmp_path, capsys):
     [
         (["--output=out.mp4"], "--prompt is missing"),
         (["--prompt=x"], "--output is missing"),
-        (["--prompt=x", "--output=out.avi"], "must end in .mp4, .webm, .gif, .png"),
+        (["--prompt=x", "--output=out.avi"], "must end in .mp4, .webm, .gif, .webp, .png"),
         (["--prompt=x", "--output=out.mp4", "--fps=-1"], "--fps must be"),
         (["--prompt=x", "--output=out.mp4", "--scale=0"], "--scale must be"),
         (["--prompt=x", "--output=out.mp4", "--steps=many"], "steps"),
         (["--prompt=x", "--output=out.png", "--captions"], "--captions is for videos"),
+        (["--prompt=x", "--prompts_file=y", "--output=out.mp4"], "give one of them"),
+        (["--like=x.mp4", "--rewriter=rules:x", "--output=out.mp4"], "--rewriter is for new prompts"),
+        (["--prompt=x", "--other_model", "--output=out.mp4"], "--other_model is for --like"),
     ],
 )
 def test_bad_flags(arguments, message):
@@ -75,6 +81,55 @@ def test_the_output_is_tried_before_the_model_is_loaded(tmp_path):
     for output, message in (("out.mp4", "is a folder"), ("file/out.mp4", "takes no files")):
         with pytest.raises(command.CommandError, match=message):
             run("--checkpoint=nowhere", "--prompt=x", f"--output={tmp_path / output}")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
+def test_like_makes_the_identical_file_again(checkpoint, tmp_path, suffix):
+    first, again = tmp_path / f"first{suffix}", tmp_path / f"again{suffix}"
+    settings = ["--seed=5", "--steps=3", "--guidance=3", "--solver=dpmpp_2m", "--num_frames=4", "--fps=6", "--scale=2"]
+    run(checkpoint, f"--prompt=a (red ball:1.2) {BALL}", "--negative_prompt=boxes", f"--output={first}", *settings)
+    run(checkpoint, f"--like={first}", f"--output={again}", "--scale=2")
+    assert again.read_bytes() == first.read_bytes()
+    run(checkpoint, f"--like={first}", "--seed=6", f"--output={again}", "--scale=2")
+    assert again.read_bytes() != first.read_bytes()
+    old, new = read_record(first), read_record(again)
+    assert new == dataclasses.replace(old, seed=6) and new.negative_prompt == "boxes"
+    run(checkpoint, f"--like={first}", f"--prompt={BOX}", f"--output={again}", "--scale=2")
+    assert read_record(again) == dataclasses.replace(old, prompts=(BOX,), given=(BOX,))
+
+
+def test_each_of_several_videos_can_be_made_again_alone(checkpoint, tmp_path):
+    run(checkpoint, f"--prompt={BALL}", f"--prompt={BOX}", f"--output={tmp_path}/out.webp", "--scale=1")
+    run(checkpoint, f"--like={tmp_path}/out_1.webp", f"--output={tmp_path}/again.webp", "--scale=1")
+    assert read_record(tmp_path / "again.webp") == read_record(tmp_path / "out_1.webp")
+    frames = [media.read_image(tmp_path / name).astype(int) for name in ("again.webp", "out_1.webp", "out_0.webp")]
+    assert np.abs(frames[0] - frames[1]).max() <= 1 < np.abs(frames[0] - frames[2]).max()
+
+
+def test_like_refuses_another_model_unless_it_is_meant(checkpoint, tiny_bundle, tmp_path):
+    run(checkpoint, f"--prompt={BALL}", f"--output={tmp_path}/out.gif", "--seed=3")
+    sampler = {**tiny_bundle.sampler, "spacing": "leading"}
+    write_bundle(dataclasses.replace(tiny_bundle, sampler=sampler), tmp_path / "other")
+    other = [f"--checkpoint={tmp_path}/other", f"--like={tmp_path}/out.gif", f"--output={tmp_path}/again.gif"]
+    with pytest.raises(RecordError, match="was made by another model"):
+        run(*other)
+    run(*other, "--other_model")
+    assert read_record(tmp_path / "again.gif").seed == 3
+
+
+def test_prompts_from_a_file_written_out_by_rules(checkpoint, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text(f"{BALL}\n\n  {BOX} \n")
+    (tmp_path / "rules.json").write_text('{"replace": {"ball": "round ball"}}')
+    flags = [f"--prompts_file={tmp_path}/prompts.txt", f"--rewriter=rules:{tmp_path}/rules.json", "--batch_size=1"]
+    run(checkpoint, *flags, f"--output={tmp_path}/out.gif")
+    record = read_record(tmp_path / "out_0.gif")
+    assert record.given == (BALL,) and record.prompts == ("a red round ball, moving left",)
+    assert record.rewriter == "rules:rules.json" and record.row == 0
+    assert f"{BALL!r} is written out as {record.prompts[0]!r}" in capsys.readouterr().out
+    assert read_record(tmp_path / "out_1.gif").prompts == (BOX,)
+    (tmp_path / "prompts.txt").write_text("\n")
+    with pytest.raises(command.CommandError, match="holds no prompt"):
+        run(checkpoint, f"--prompts_file={tmp_path}/prompts.txt", f"--output={tmp_path}/out.gif")
 
 
 def test_prompts_may_hold_commas_and_equal_signs():

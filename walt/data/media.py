@@ -23,9 +23,12 @@ _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 # Constant quality close to lossless to the eye; yuv420p is the one pixel format that every player shows.
 _CODECS = {
     ".mp4": ("libx264", {"crf": "16", "preset": "medium"}, {"movflags": "+faststart"}),
-    ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "cpu-used": "4", "row-mt": "1"}, {}),
+    ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "cpu-used": "4", "row-mt": "1"}, {"fflags": "+bitexact"}),
 }
 
+
+_PICTURES = (".gif", ".webp")  # animations that Pillow writes
+_DESCRIPTION = 0x010E  # EXIF's ImageDescription
 
 # The demuxers of those files. FFmpeg knows hundreds, some of which read whatever other file or address a playlist names.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"
@@ -184,6 +187,18 @@ def _image_errors(problem: str) -> Iterator[None]:
         raise MediaError(f"{problem}: {error}") from error
 
 
+def read_note(path: str | os.PathLike, limits: Limits = LIMITS) -> str | None:
+    """What `note` was given when the file was written (.mp4, .webm, .gif, .webp or .png): text that anybody may have put there. None if there
+    is none; MediaError if the file cannot be read."""
+    if Path(path).suffix.lower() in _CODECS:
+        with _open(path, limits) as (container, _):
+            return next((text for name, text in container.metadata.items() if name.lower() == "comment"), None)
+    _check_file(path, limits)
+    with _image_errors(f"{path} cannot be read as an image"), Image.open(path, formats=_IMAGE_FORMATS) as image:
+        found = image.info.get("comment") or image.getexif().get(_DESCRIPTION)
+        return found.decode(errors="replace") if isinstance(found, bytes) else found if isinstance(found, str) else None
+
+
 def resize(frame: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """Scales a frame until it covers height x width and crops the centre; area averaging when it shrinks."""
     scale = max(height / frame.shape[0], width / frame.shape[1])
@@ -197,30 +212,35 @@ def resize(frame: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[
 # ---- writing
 
 
-def write_video(path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fps: float, *, scale: int = 1) -> None:
-    """Writes .mp4 (H.264), .webm (VP9) or .gif, chosen by the suffix; the file appears as a whole or not at all.
+def write_video(
+    path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fps: float, *, scale: int = 1, note: str = ""
+) -> None:
+    """Writes .mp4 (H.264), .webm (VP9), .gif or .webp (without loss), chosen by the suffix; the file appears as a whole or not at all.
 
     Args:
       path: the file; its folder is made if absent.
       video: the frames. Odd sizes are extended by one edge pixel in mp4 and webm, whose colour planes need even ones.
       fps: frames per second.
       scale: whole factor by which every pixel is repeated, so that small videos survive the codec and are easy to see.
+      note: ASCII text for the file's comment, see `read_note`.
 
     Raises:
       MediaError: wrong array, suffix, rate or scale.
     """
     check_video(video)
-    _check_writable(path, (*_CODECS, ".gif"), fps, scale)
-    if Path(path).suffix.lower() != ".gif":
-        with video_writer(path, fps, scale=scale) as write:
+    _check_writable(path, (*_CODECS, *_PICTURES), fps, scale)
+    if (suffix := Path(path).suffix.lower()) in _CODECS:
+        with video_writer(path, fps, scale=scale, note=note) as write:
             write(video)
         return
     with atomic_path(path) as temporary:
-        _write_gif(temporary, _enlarged(video, scale), fps)
+        (_write_gif if suffix == ".gif" else _write_webp)(temporary, _enlarged(video, scale), fps, note)
 
 
 @contextlib.contextmanager
-def video_writer(path: str | os.PathLike, fps: float, *, scale: int = 1) -> Iterator[Callable[[np.ndarray], None]]:
+def video_writer(
+    path: str | os.PathLike, fps: float, *, scale: int = 1, note: str = ""
+) -> Iterator[Callable[[np.ndarray], None]]:
     """Yields a function that appends frames, uint8 [T, H, W, 3], to an .mp4 or .webm that is never held in memory.
 
     The file appears when the block succeeds, as a whole or not at all. Arguments and errors are those of `write_video`.
@@ -230,6 +250,8 @@ def video_writer(path: str | os.PathLike, fps: float, *, scale: int = 1) -> Iter
     with atomic_path(path) as temporary, av.open(str(temporary), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         assert isinstance(stream, av.VideoStream)
+        if note:
+            container.metadata["comment"] = note
         # Without these tags a player guesses by size which matrix turns YUV back into RGB.
         stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU601, ColorRange.MPEG
         stream.pix_fmt = "yuv420p"
@@ -258,7 +280,7 @@ def _enlarged(video: np.ndarray, scale: int) -> np.ndarray:
     return video.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-def _write_gif(path: Path, video: np.ndarray, fps: float) -> None:
+def _write_gif(path: Path, video: np.ndarray, fps: float, note: str) -> None:
     # One palette for all frames, or still regions shimmer.
     whole = Image.fromarray(video.reshape(-1, *video.shape[2:]))
     palette = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -266,7 +288,33 @@ def _write_gif(path: Path, video: np.ndarray, fps: float) -> None:
     # GIF counts time in hundredths of a second and viewers slow anything below two of them down.
     ends = [max(2 * (i + 1), round(100 * (i + 1) / fps)) for i in range(len(frames))]
     durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
-    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, disposal=1)
+    comment = {"comment": note.encode()} if note else {}
+    frames[0].save(
+        path, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, disposal=1, **comment
+    )
+
+
+def _write_webp(path: Path, video: np.ndarray, fps: float, note: str) -> None:
+    frames = [Image.fromarray(pixels) for pixels in video]
+    ends = [round(1000 * (i + 1) / fps) for i in range(len(frames))]
+    durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    frames[0].save(
+        path,
+        "WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        lossless=True,
+        exif=_described(note),
+    )
+
+
+def _described(note: str) -> Image.Exif:
+    exif = Image.Exif()
+    if note:
+        exif[_DESCRIPTION] = note
+    return exif
 
 
 @contextlib.contextmanager
@@ -339,9 +387,13 @@ def contact_sheet(
     labels: Sequence[str] | None = None,
     columns: int = 9,
     across: int = 1,
+    note: str = "",
 ) -> None:
-    """Writes a PNG with one row of `columns` evenly spaced frames per clip, its label above (see `draw_contact_sheet`)."""
+    """Writes a PNG with one row of `columns` evenly spaced frames per clip, its label above (see `draw_contact_sheet`), and a `note`."""
     from walt.data.contact_sheet import draw_contact_sheet
 
+    info = PngImagePlugin.PngInfo()
+    if note:
+        info.add_text("comment", note)
     with atomic_path(path) as temporary:
-        draw_contact_sheet(videos, labels, columns=columns, across=across).save(temporary, "PNG")
+        draw_contact_sheet(videos, labels, columns=columns, across=across).save(temporary, "PNG", pnginfo=info)

@@ -250,6 +250,11 @@ class SamplerConfig:
         if not 0 <= low < high <= 1:
             raise ConfigError(f"guidance_interval: {self.guidance_interval} is not low < high within 0 to 1")
 
+    @property
+    def turns(self) -> int:
+        """Steps that are taken, those that are taken again included."""
+        return self.steps * self.visits
+
     def check_low_resolution(self, diffusion: DiffusionConfig) -> None:
         """Refuses, for a super-resolution model, noise on the low resolution that it has never seen.
 

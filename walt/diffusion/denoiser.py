@@ -44,6 +44,16 @@ class Denoiser(nnx.Module):
         assert self.text_encoder is not None  # only asked for when the config has text
         return encode_captions(self.text_encoder, tokens, mask)
 
+    def emphasise(self, embeddings: Float[Array, "b l d"], weights: Float[Array, "b l"]) -> Float[Array, "b l d"]:
+        """Embeddings moved along what sets each token apart from the learned null text: null + weight (embedding − null).
+
+        1 leaves a token as it is, 0 makes it say nothing. (The interpolation with the empty prompt that Stable Diffusion's front ends
+        use, with the vector that this model has learned to read as no text.)
+        """
+        assert self.transformer.text is not None  # there are embeddings
+        null = self.transformer.text.null_text[...].astype(embeddings.dtype)
+        return embeddings + (weights[..., None].astype(embeddings.dtype) - 1) * (embeddings - null)
+
     def __call__(
         self,
         x_t: Float[Array, "b f h w c"],

@@ -1,4 +1,4 @@
-"""Drawing latents: a solver's steps over a fixed list of times, under one `lax.scan`.
+"""Drawing latents: a solver's steps over a fixed list of times, all in one loop or some at a time.
 
 A `Denoise` function maps (x_t, t, previous_x0) to a prediction. `previous_x0` is the estimate of the last step, zeros
 at first, for denoisers trained with self-conditioning; with guidance it is the guided estimate.
@@ -7,6 +7,7 @@ at first, for denoisers trained with self-conditioning; with guidance it is the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,18 @@ Denoise = Callable[[Array, Array, Array], Array]
 KARRAS_RHO = 7.0
 GOING_BACK = 2**30
 """Added to a step's number for the noise by which it is taken again."""
+
+
+class Draft(NamedTuple):
+    """Latents between two steps of a sampler: all that the steps to come need of those taken.
+
+    Attributes:
+      x: the latents at the time of the next step.
+      x0: the clean latents as the last step has estimated them, zeros before the first.
+    """
+
+    x: Float[Array, "b f ..."]
+    x0: Float[Array, "b f ..."]
 
 
 def lay_out(config: SamplerConfig, schedule: Schedule) -> Grid:
@@ -62,6 +75,25 @@ def row_noise(keys: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> Flo
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
+def begin(
+    schedule: Schedule,
+    config: SamplerConfig,
+    shape: tuple[int, ...],
+    keys: jax.Array,
+    *,
+    canvas: Canvas | None = None,
+    dtype=jnp.float32,
+) -> Draft:
+    """What the first turn of `sample` starts from: noise of each row's key, and what is held with the noise of that time."""
+    grid = lay_out(config, schedule)
+    noise = row_noise(_folded(keys, 0), shape, dtype)
+    # What x has of data of unit variance at the first time: 1 where variance is preserved.
+    start = noise * float(np.hypot(grid.alpha[0], grid.sigma[0]))
+    if canvas is not None:
+        start = jnp.where(canvas.mask > 0, grid.alpha[0] * canvas.known + grid.sigma[0] * noise, start)
+    return Draft(start, jnp.zeros_like(start))
+
+
 def sample(
     denoise: Denoise,
     schedule: Schedule,
@@ -74,7 +106,24 @@ def sample(
     dtype=jnp.float32,
 ) -> Float[Array, "b f ..."]:
     """Latents of `shape` (one row: `(F, h, w, c)`) for each of the `keys` [B]. A row depends on its own key, whatever
-    its neighbours.
+    its neighbours. See `take_steps` for the arguments."""
+    draft = begin(schedule, config, shape, keys, canvas=canvas, dtype=dtype)
+    return take_steps(denoise, schedule, config, keys, draft, (0, config.turns), prediction=prediction, canvas=canvas).x
+
+
+def take_steps(
+    denoise: Denoise,
+    schedule: Schedule,
+    config: SamplerConfig,
+    keys: jax.Array,
+    draft: Draft,
+    span: tuple[Any, Any],
+    *,
+    prediction: Prediction = "v",
+    canvas: Canvas | None = None,
+) -> Draft:
+    """The draft after the turns from `span[0]` up to `span[1]` of `config.turns`; both may be traced, and then one compiled
+    program takes any of them.
 
     What a `canvas` holds takes no prediction, since training asks for none there: at every time it is the known latents with the noise of that time,
     which is how the network was shown it, and in the end it is they. Frames with a level of their own wait there for the sampler's time.
@@ -84,8 +133,8 @@ def sample(
     """
     grid = lay_out(config, schedule)
     numbers, step = SOLVERS[config.solver](grid, schedule, config)
-    noise = row_noise(_folded(keys, 0), shape, dtype)
-    course = None if canvas is None else canvas.course(grid.t, schedule, noise)
+    shape, dtype = draft.x.shape[1:], draft.x.dtype
+    course = None if canvas is None else canvas.course(grid.t, schedule, row_noise(_folded(keys, 0), shape, dtype))
 
     def evaluate(x: Array, previous_x0: Array, at: Point) -> tuple[Array, Array]:
         time, alpha, sigma = jnp.full((keys.shape[0], shape[0]), at.t, dtype), at.alpha, at.sigma
@@ -99,28 +148,29 @@ def sample(
         known, held = course.canvas.known, course.canvas.mask > 0
         return jnp.where(held, known, x0), jnp.where(held, (x - alpha * known) / sigma, noise)
 
-    def advance(carry: tuple[Array, Array], now: tuple) -> tuple[tuple[Array, Array], None]:
-        number, here, after, own, back = now
-        fresh = lambda more: row_noise(_folded(keys, number + more), shape, dtype)  # noqa: E731
-        x, previous_x0 = carry
-        if config.visits > 1:
-            x = back["keep"] * x + back["fresh"] * fresh(GOING_BACK)
-        if course is None or course.level is None:
-            return step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0)), None
-        x = course.place(x, here.t)
-        moved = lambda: step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0))  # noqa: E731
-        return jax.lax.cond(course.moves(here.t, after.t), moved, lambda: (x, previous_x0)), None
-
     here = Point(*(values[:-1] for values in grid))
     each = jax.tree.map(lambda values: jnp.asarray(values, dtype), (here, grid.after(), numbers))
     order, back = _visits(grid, config.visits)
-    laid_out = (jnp.arange(1, len(order) + 1), *jax.tree.map(lambda values: values[order], each), back)
-    # What x has of data of unit variance at the first time: 1 where variance is preserved.
-    start = noise * float(np.hypot(grid.alpha[0], grid.sigma[0]))
-    if canvas is not None:
-        start = jnp.where(canvas.mask > 0, grid.alpha[0] * canvas.known + grid.sigma[0] * noise, start)
-    (latents, _), _ = jax.lax.scan(advance, (start, jnp.zeros_like(start)), laid_out)
-    return latents if course is None else course.finish(latents)
+    turns = (*jax.tree.map(lambda values: values[order], each), back)
+
+    def advance(number: Array, draft: Draft) -> Draft:
+        here, after, own, back = jax.tree.map(
+            lambda values: jax.lax.dynamic_index_in_dim(values, number, keepdims=False), turns
+        )
+        fresh = lambda more: row_noise(_folded(keys, number + 1 + more), shape, dtype)  # noqa: E731
+        x, previous_x0 = draft
+        if config.visits > 1:
+            x = back["keep"] * x + back["fresh"] * fresh(GOING_BACK)
+        if course is None or course.level is None:
+            return Draft(*step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0)))
+        x = course.place(x, here.t)
+        moved = lambda: step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0))  # noqa: E731
+        return Draft(*jax.lax.cond(course.moves(here.t, after.t), moved, lambda: (x, previous_x0)))
+
+    draft = jax.lax.fori_loop(*span, advance, draft)
+    if course is None:
+        return draft
+    return draft._replace(x=jnp.where(span[1] == config.turns, course.finish(draft.x), draft.x))
 
 
 def _visits(grid: Grid, visits: int) -> tuple[np.ndarray, dict[str, Array]]:

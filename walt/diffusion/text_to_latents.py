@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -12,12 +14,34 @@ from walt.diffusion.conditions import Conditions, TextCondition
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser
 from walt.diffusion.process import network_inputs
-from walt.diffusion.samplers import sample
+from walt.diffusion.samplers import Draft, begin, take_steps
 from walt.parallel.activations import constrain
 
-Tokens = tuple[Int[Array, "b l"], Bool[Array, "b l"]]
-Prompts = Tokens | Int[Array, " b"]
-"""Captions as (token ids, mask), or class labels; one per video."""
+
+class Text(NamedTuple):
+    """Captions after the text encoder, one per video, and which of their tokens are real."""
+
+    embeddings: Float[Array, "b l d"]
+    mask: Bool[Array, "b l"]
+
+
+Prompts = Text | Int[Array, " b"]
+"""Captions, or class labels; one per video."""
+
+
+def begin_latents(
+    denoiser: Denoiser,
+    keys: jax.Array,
+    shape: tuple[int, ...],
+    diffusion: DiffusionConfig,
+    sampler: SamplerConfig,
+    *,
+    given: Conditions | None = None,
+) -> Draft:
+    """What `text_to_latents` starts from."""
+    dtype = jnp.dtype(denoiser.config.wide_dtype)
+    canvas = None if given is None else given.canvas()
+    return begin(diffusion.make_schedule(shape), sampler, shape, keys, canvas=canvas, dtype=dtype)
 
 
 def text_to_latents(
@@ -33,13 +57,36 @@ def text_to_latents(
     given: Conditions | None = None,
     circular: bool = False,
 ) -> Float[Array, "b f h w c"]:
-    """One video's latents of `shape` (F, h, w, c) per prompt.
+    """One video's latents of `shape` (F, h, w, c) per prompt; see `take_text_steps` for the arguments."""
+    draft = begin_latents(denoiser, keys, shape, diffusion, sampler, given=given)
+    span = (0, sampler.turns)
+    options: Any = {"strength": strength, "negative": negative, "given": given, "circular": circular}
+    latents = take_text_steps(denoiser, prompts, keys, draft, span, diffusion, sampler, **options).x
+    return constrain(latents, "batch", None, "context", None, None)
+
+
+def take_text_steps(
+    denoiser: Denoiser,
+    prompts: Prompts | None,
+    keys: jax.Array,
+    draft: Draft,
+    span: tuple[Any, Any],
+    diffusion: DiffusionConfig,
+    sampler: SamplerConfig,
+    *,
+    strength: Float[Array, ""] | float | None = None,
+    negative: Prompts | None = None,
+    given: Conditions | None = None,
+    circular: bool = False,
+) -> Draft:
+    """The draft of one video per prompt after some of the sampler's turns.
 
     Args:
       denoiser: bound to its parameters.
       prompts: captions, or labels for a model of classes; None for a model that reads neither.
       keys: one random key per video; a video depends on its own key and conditions only.
-      shape: latents of one video; one of a single frame is a still, as those of training are.
+      draft: what the steps before have left, or `begin_latents`. Videos of a single frame are stills, as those of training are.
+      span: from which turn up to which, of `sampler.turns`; numbers that may be traced.
       diffusion: what the denoiser was trained with.
       sampler: steps, solver, guidance.
       strength: replaces `sampler.guidance`; may be a traced scalar, so that one compiled program serves every strength.
@@ -51,7 +98,7 @@ def text_to_latents(
       circular: the frames are a ring, see `circular`; there may be any number of them.
     """
     strength = sampler.guidance if strength is None else strength
-    schedule, frames = diffusion.make_schedule(shape), shape[0]
+    schedule, frames = diffusion.make_schedule(draft.x.shape[1:]), draft.x.shape[1]
     given = Conditions() if given is None else given
     canvas = given.canvas()
     shown = None if canvas is None or not denoiser.config.canvas else canvas.shown()
@@ -93,23 +140,21 @@ def text_to_latents(
         step = guidance.guided(denoise, branches, scales, rescale=sampler.guidance_rescale, counted=counted)
     else:
         step = guidance.unguided(denoise, conditional)
-    dtype = jnp.dtype(denoiser.config.wide_dtype)
-    latents = sample(step, schedule, sampler, shape, keys, prediction=diffusion.prediction, canvas=canvas, dtype=dtype)
-    return constrain(latents, "batch", None, "context", None, None)
+    return take_steps(step, schedule, sampler, keys, draft, span, prediction=diffusion.prediction, canvas=canvas)
 
 
 def _prompted(denoiser: Denoiser, given: Conditions, prompts: Prompts, frames: int, drop: bool) -> Conditions:
     """The conditions with these prompts in them, or with none in their place."""
-    if not isinstance(prompts, tuple):
+    if not isinstance(prompts, Text):
         none = denoiser.config.num_classes
         assert none is not None  # labels are for models of classes
         labels = jnp.full_like(prompts, none) if drop else prompts
         return given._replace(class_label=jnp.broadcast_to(labels[:, None], (labels.shape[0], frames)))
-    tokens, mask = (array[:, None] for array in prompts)
+    embeddings, mask = (array[:, None] for array in prompts)
     text = TextCondition(
-        embeddings=denoiser.embed_text(tokens, mask),
+        embeddings=embeddings,
         mask=mask,
-        caption_index=jnp.zeros((tokens.shape[0], frames), jnp.int32),
-        drop=jnp.full((tokens.shape[0], 1), drop),
+        caption_index=jnp.zeros((mask.shape[0], frames), jnp.int32),
+        drop=jnp.full((mask.shape[0], 1), drop),
     )
     return given._replace(text=text)

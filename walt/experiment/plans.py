@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from walt.config import ConfigError, nearest, to_config_dict, to_json
 from walt.diffusion.flops import sampling_flops
+from walt.diffusion.text_to_latents import Text
 from walt.experiment.config import AutoencoderExperiment, DiffusionExperiment, ExperimentConfig
 from walt.experiment.planning import KINDS, changes_that_save_memory, check_autoencoder, more_fsdp, plan_training
 from walt.generation import programs
@@ -28,7 +29,7 @@ from walt.transformer.sharding import PARAMETER_AXES, check_mesh
 
 ROWS = 16
 """Videos at a time, rounded up to a multiple of the parts that a mesh divides them into: the default of `Pipeline.generate`."""
-TEXT = "the text encoder runs once for all steps; its FLOPs are in the cycles, and not in the model FLOPs"
+TEXT = "the text encoder is a program of its own, which runs once per prompt: its weights are in the memory, its work is not counted"
 
 
 def plan_program(
@@ -75,7 +76,8 @@ def lower_sampler(experiment: DiffusionExperiment, mesh: Mesh, rows: int) -> tup
     prompts: Any = None
     if text is not None:
         length = diffusion.caption_length
-        prompts = of_rows(length, dtype=jnp.int32), of_rows(length, dtype=jnp.bool_)
+        embeddings, mask = of_rows(length, text.width), of_rows(length, dtype=jnp.bool_)
+        prompts = Text(embeddings, mask)  # type: ignore[arg-type]
     elif transformer.num_classes is not None:
         prompts = of_rows(dtype=jnp.int32)
     given = Given()

@@ -52,6 +52,11 @@ class Cascade:
         return cls([load(path, mesh=mesh) for path in paths], [str(path) for path in paths])
 
     @property
+    def checksums(self) -> tuple[str, ...]:
+        """Those of the stages, see `Pipeline.checksum`."""
+        return tuple(stage.checksum for stage in self.stages)
+
+    @property
     def fps(self) -> float:
         """Frames per second of the videos."""
         return self.stages[0].fps
@@ -65,6 +70,7 @@ class Cascade:
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
+        row: int = 0,
         negative_prompt: str | None = None,
         batch_size: int = 16,
         **options: Any,
@@ -85,6 +91,7 @@ class Cascade:
                 prompt,
                 low_resolution=video,
                 seed=own_seed,
+                row=row,
                 negative_prompt=negative_prompt,
                 batch_size=batch_size,
                 **wanted,

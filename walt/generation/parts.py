@@ -1,15 +1,18 @@
-"""The parts of a bundle, checked against each other, and their weights placed on a mesh."""
+"""The parts of a bundle, checked against each other, their weights placed on a mesh, and what tells a model from another."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from jax.sharding import Mesh
 
 from walt.config import ConfigError, from_config_dict
 from walt.generation.bundle import Bundle, BundleError, Tree, flatten
-from walt.parallel.mesh import put
+from walt.parallel.mesh import put, read
 from walt.parallel.rules import ParameterAxes, parameter_shardings
 from walt.training.module import Functional
 
@@ -50,3 +53,17 @@ def place_weights(
                 f"{what}: {path} has shape {given[path].shape}, the config calls for {expected[path].shape}"
             )
     return put((params, extra), parameter_shardings((model.abstract_params, model.abstract_extra), mesh, axes))
+
+
+def model_checksum(configs: Sequence[Any], weights: Mapping[str, Tree], tokenizer: bytes = b"") -> str:
+    """SHA-256 over what videos depend on: what configs (dataclasses) say beyond their defaults, so that an option which is added later changes
+    nothing, the float32 values of all weights, and the tokenizer. Every process must call it."""
+    digest = hashlib.sha256(tokenizer)
+    for config in configs:
+        told = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+        defaults = {each.name: each.default for each in dataclasses.fields(config)}
+        digest.update(repr({name: value for name, value in told.items() if value != defaults[name]}).encode())
+    for name, leaf in flatten(dict(weights)).items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(read(leaf), np.float32).tobytes())
+    return digest.hexdigest()

@@ -9,13 +9,15 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.model import Autoencoder, to_float, to_uint8
+from walt.diffusion.conditions import Conditions
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser
-from walt.diffusion.text_to_latents import Prompts, text_to_latents
+from walt.diffusion.samplers import Draft
+from walt.diffusion.text_to_latents import Prompts, begin_latents, take_text_steps, text_to_latents
 from walt.generation.given import Given
 from walt.text.config import TextEncoderConfig
 from walt.training.module import Functional
@@ -25,11 +27,24 @@ Weights = tuple[dict[str, Any], dict[str, Any]]  # parameters, other variables
 
 
 class GeneratorConfig(NamedTuple):
-    """What the second stage consists of."""
+    """What the second stage consists of, and what it makes.
+
+    Attributes:
+      frames: latent frames of a video; None for as many as the transformer has.
+      circular: whether they are a ring; then there may be any number of them.
+    """
 
     transformer: TransformerConfig
     text: TextEncoderConfig | None
     diffusion: DiffusionConfig
+    frames: int | None = None
+    circular: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Latents of one video."""
+        frames, *sides = self.transformer.latent_shape
+        return (self.frames or frames, *sides, self.transformer.out_channels)
 
 
 @functools.lru_cache(maxsize=8)
@@ -64,7 +79,21 @@ def decode(
     return to_uint8(autoencoder(config).bind(*weights).decode(latents))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("frames", "circular"))
+@functools.partial(jax.jit, static_argnums=0)
+def embed(
+    config: GeneratorConfig,
+    weights: Weights,
+    tokens: Int[Array, "b l"],
+    mask: Bool[Array, "b l"],
+    emphasis: Float[Array, "b l"],
+) -> Float[Array, "b l d"]:
+    """Captions through the text encoder, with a weight for every token."""
+    model = denoiser(config.transformer, config.text).bind(*weights)
+    return model.emphasise(model.embed_text(tokens[:, None], mask[:, None])[:, 0], emphasis)
+
+
+# Arguments are kept, used or not, so that what is said of its memory counts all weights that lie there meanwhile.
+@functools.partial(jax.jit, static_argnums=(0, 1), keep_unused=True)
 def sample_latents(
     config: GeneratorConfig,
     sampler: SamplerConfig,
@@ -74,15 +103,9 @@ def sample_latents(
     strength: Float[Array, ""] | None,
     negative: Prompts | None,
     given: Given,
-    frames: int | None = None,
-    circular: bool = False,
 ) -> Float[Array, "b f i j c"]:
-    """Latents of prompts and of what else is given; without `strength`, the sampler's own guidance is compiled in. `frames` other than those of the
-    config are of a still (1), or of a ring of any length (`circular`)."""
-    model = denoiser(config.transformer, config.text).bind(*weights)
-    length, *sides = config.transformer.latent_shape
-    shape = (frames or length, *sides, config.transformer.out_channels)
-    conditions = given.conditions(config.diffusion.make_schedule(shape), shape, sampler.low_resolution_time, keys)
+    """Latents of prompts and of what else is given; without `strength`, the sampler's own guidance is compiled in."""
+    model, shape, conditions = _prepared(config, sampler, weights, keys, given)
     return text_to_latents(
         model,
         prompts,
@@ -93,5 +116,52 @@ def sample_latents(
         strength=strength,
         negative=negative,
         given=conditions,
-        circular=circular,
+        circular=config.circular,
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def begin_sampling(
+    config: GeneratorConfig, sampler: SamplerConfig, weights: Weights, keys: jax.Array, given: Given
+) -> Draft:
+    """What `sample_some` starts from."""
+    model, shape, conditions = _prepared(config, sampler, weights, keys, given)
+    return begin_latents(model, keys, shape, config.diffusion, sampler, given=conditions)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def sample_some(
+    config: GeneratorConfig,
+    sampler: SamplerConfig,
+    weights: Weights,
+    prompts: Prompts | None,
+    keys: jax.Array,
+    strength: Float[Array, ""] | None,
+    negative: Prompts | None,
+    given: Given,
+    draft: Draft,
+    span: tuple[Int[Array, ""], Int[Array, ""]],
+) -> Draft:
+    """Some of the steps that `sample_latents` takes in one run; which they are is no part of the program."""
+    model, _, conditions = _prepared(config, sampler, weights, keys, given)
+    return take_text_steps(
+        model,
+        prompts,
+        keys,
+        draft,
+        span,
+        config.diffusion,
+        sampler,
+        strength=strength,
+        negative=negative,
+        given=conditions,
+        circular=config.circular,
+    )
+
+
+def _prepared(
+    config: GeneratorConfig, sampler: SamplerConfig, weights: Weights, keys: jax.Array, given: Given
+) -> tuple[Denoiser, tuple[int, ...], Conditions]:
+    model, shape = denoiser(config.transformer, config.text).bind(*weights), config.shape
+    schedule = config.diffusion.make_schedule(shape)
+    return model, shape, given.conditions(schedule, shape, sampler.low_resolution_time, keys)

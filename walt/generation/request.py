@@ -60,6 +60,12 @@ def check_seed(seed: Any) -> None:
         raise GenerationError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
 
 
+def check_row(row: Any, count: int) -> None:
+    """Refuses a number of the first of `count` videos that is none."""
+    if isinstance(row, bool) or not isinstance(row, (int, np.integer)) or not 0 <= row < 2**31 - count:
+        raise GenerationError(f"row must be an integer from 0 to 2**31 - 1 less the number of videos, got {row!r}")
+
+
 def check_low_resolution(
     videos: Any, count: int, low_size: VideoSize | None, video_size: VideoSize | None
 ) -> UInt8[np.ndarray, "n t i j 3"] | None:

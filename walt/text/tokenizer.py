@@ -72,6 +72,13 @@ class Tokenizer:
             mask[row, : len(tokens)] = True
         return ids, mask
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in the text each of its tokens stands, as (begin, end) in characters, before anything is cut; the end token at its end."""
+        places, data = self._processor.encode(text, return_type="proto"), text.encode()
+        characters = [len(data[:begin].decode(errors="ignore")) for begin in (piece.begin for piece in places.pieces)]
+        ends = [*characters[1:], len(text)]
+        return [*zip(characters, ends, strict=False), (len(text), len(text))]
+
     def __reduce__(self) -> tuple:
         return Tokenizer, (self.model_bytes,)
 
@@ -109,6 +116,11 @@ class WordPiece:
                     tokens = [*tokens[: length - 1], tokens[-1]]
                 ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
         return ids, mask
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in the text each of its tokens stands, as (begin, end) in characters, before anything is cut; first and last token included."""
+        with _rust_errors("the tokenizer.json is of no use"):
+            return list(self._tokenizer.encode(text).offsets)
 
     def __reduce__(self) -> tuple:
         return WordPiece, (self.model_bytes,)

@@ -1,0 +1,189 @@
+"""The page's server, without a browser: what its functions do, and what it gives out of this machine."""
+
+import http.client
+import json
+import time
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from walt.data import media
+from walt.generation.record import generate, read_record
+
+gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install walt[serve]")
+gradio_client = pytest.importorskip("gradio_client")
+
+from serving.serving import serving  # noqa: E402  # these import gradio
+
+from walt.serving import page as pages  # noqa: E402
+
+BALL = "a red ball moves left"
+
+
+@pytest.fixture(scope="module")
+def address(studio, tmp_path_factory):
+    with serving(studio, tmp_path_factory.mktemp("uploads")) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address):
+    return gradio_client.Client(address, verbose=False)
+
+
+def fields(**values):
+    """What the page sends, by name and in its order."""
+    chosen = {"task": "generate", "prompt": BALL, "negative_prompt": "", "seed": 3, "steps": 4, "guidance": 2.0}
+    return chosen | {"num_frames": 5, "height": 16, "width": 16, "fps": 12.5} | values
+
+
+def request(studio, **values):
+    told = fields(**values)
+    return studio.request(told.pop("task"), told)
+
+
+def test_a_video_is_made_and_given_out_with_its_record(client, studio):
+    job = client.submit(*fields().values(), api_name="/make")
+    path = next(Path(value) for value in _strings(job.result(120)) if value.endswith(".mp4"))
+    record = read_record(path)
+    assert record == request(studio) and record.seed == 3
+    np.testing.assert_array_equal(media.read_video(path)[0].shape, (5, 256, 256, 3))
+    assert any("Step " in text for output in job.outputs() for text in _strings(output))
+    expected = generate(studio.model, record)[0]
+    assert np.abs(media.read_video(path)[0][:, 8::16, 8::16].astype(int) - expected).mean() < 12  # through a codec
+
+
+def _strings(value):
+    """All texts within nested values."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [text for part in parts for text in _strings(part)]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompt": " "}, "prompt 0 is empty"),
+        ({"steps": 401}, "400"),
+        ({"height": 10**6}, "at most 5 frames of 16x16"),
+        ({"prompt": "(<b>ball</b>:9)"}, "&lt;b&gt;ball&lt;/b&gt;:9.* has a weight out of range"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(client, values, message):
+    with pytest.raises(Exception, match=message):
+        client.predict(*fields(**values).values(), api_name="/make")
+
+
+def test_requests_wait_for_each_other_and_a_stopped_one_ends(address):
+    first, second = (gradio_client.Client(address, verbose=False) for _ in range(2))
+    long = first.submit(*fields(steps=400).values(), api_name="/make")
+    short = second.submit(*fields().values(), api_name="/make")
+    until = time.monotonic() + 120
+    while not any("Step " in text for output in long.outputs() for text in _strings(output)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert not short.done()
+    assert "Stopped" in str(first.predict(api_name="/stop"))
+    assert any(text.endswith(".mp4") for text in _strings(short.result(120)))
+    assert not any(text.endswith(".mp4") for output in long.outputs() for text in _strings(output))
+
+
+def get(address, path, method="GET", body=None, **headers):
+    """(status, body) of a request, its path sent as it is."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    connection.putrequest(method, path, skip_host="Host" in headers)
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value)
+    if body is not None:
+        connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body)
+    reply = connection.getresponse()
+    return reply.status, reply.read()
+
+
+SECRET = "the content of a file that is nobody's business"
+
+
+def test_no_file_of_this_machine_is_given_out(address, tmp_path, root):
+    (tmp_path / "secret.txt").write_text(SECRET)
+    secret = tmp_path / "secret.txt"
+    files = [secret, Path("/etc/passwd"), root / "setup.py", root / "walt" / "serve.py", Path("/proc/self/environ")]
+    ways = [
+        "/gradio_api/file=",
+        "/file=",
+        "/gradio_api/file/",
+        "/file/",
+        "/static/",
+        "/assets/",
+        "/gradio_api/proxy=",
+        "/svelte/",
+        "/gradio_api/stream/",
+    ]
+    for file in files:
+        relative = "../" * 12 + str(file).lstrip("/")
+        for name in (str(file), relative, f"./{relative}", f"x/{relative}", f"file://{file}", f"//{file}"):
+            for way in ways:
+                for quoted in (
+                    name,
+                    urllib.parse.quote(name, safe=""),
+                    urllib.parse.quote(urllib.parse.quote(name, safe=""), safe=""),
+                ):
+                    status, body = get(address, way + quoted.replace(" ", "%20"))
+                    shown = body.decode("utf-8", "replace")
+                    assert (
+                        SECRET not in shown
+                        and "root:" not in shown
+                        and "find_packages" not in shown
+                        and "PATH=" not in shown
+                    )
+                    assert status >= 300 or "<!doctype html>" in shown[:200].lower(), (way + quoted, status)
+
+
+def test_no_path_that_a_browser_names_is_taken_for_an_upload(address, tmp_path):
+    """The one way in which a path could travel: as the value of a component."""
+    (tmp_path / "secret.mp4").write_text(SECRET)
+    body = {"data": [[], *fields().values()], "fn_index": 0, "session_hash": "x"}
+    for value in (
+        {"path": str(tmp_path / "secret.mp4"), "meta": {"_type": "gradio.FileData"}},
+        [{"playing": "/etc/passwd"}],
+    ):
+        body["data"][0] = value
+        status, reply = get(
+            address, "/gradio_api/queue/join", "POST", json.dumps(body).encode(), Content_Type="application/json"
+        )
+        assert SECRET not in reply.decode() and status < 500
+
+
+def test_it_fetches_nothing_and_answers_to_no_other_name(address):
+    for name in ("http://127.0.0.1:1/x", "https://example.com/x", "HTTP://example.com"):
+        for quoted in (name, urllib.parse.quote(name, safe="")):
+            assert get(address, f"/gradio_api/file={quoted}")[0] == 403
+    assert get(address, "/", Host="attacker.example")[0] == 400
+    assert get(address, "/")[0] == 200
+    for path in ("/docs", "/openapi.json", "/redoc"):
+        assert get(address, path)[0] in (404, 405) or b"openapi" not in get(address, path)[1]
+
+
+def test_large_uploads_are_refused(address):
+    def upload(size):
+        head = (
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\nContent-Type: video/mp4\r\n\r\n'
+        )
+        body = head + bytes(size) + b"\r\n--x--\r\n"
+        return get(address, "/gradio_api/upload", "POST", body, Content_Type="multipart/form-data; boundary=x")[0]
+
+    assert upload(1000) == 200 and upload(2**20 + 1) == 413
+
+
+def test_a_port_that_is_taken_is_a_sentence():
+    with (
+        pages.bound("127.0.0.1", 0) as taken,
+        pytest.raises(pages.ServingError, match=r"cannot be bound to 127\.0\.0\.1, port \d+: Address already in use"),
+        pages.bound("127.0.0.1", taken.getsockname()[1]),
+    ):
+        pass
+    with pytest.raises(pages.ServingError, match="cannot be bound"), pages.bound("no.such.host.invalid", 1):
+        pass

@@ -1,0 +1,219 @@
+"""What a video's file says of how it was made, and making it again.
+
+A `Record` is a request with nothing left open: with the model that it names it determines the video. It travels as JSON in the comment of the file
+(see `walt.data.media.read_note`), where anybody may have written anything: it is read with suspicion, and what a model cannot
+do is refused by the checks of every other request.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+import walt
+from walt.data import media
+from walt.generation.cascade import Cascade
+from walt.generation.request import check_negative, check_prompts
+from walt.untrusted import field, parse_json, typed
+
+FORMAT = 1
+MAX_CHARACTERS = 2**20
+MAX_PROMPTS = 2**14
+SETTINGS = ("num_frames", "height", "width", "fps", "steps", "guidance", "solver", "seed", "row")
+
+
+class RecordError(ValueError):
+    """A file that does not say how it was made; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """How videos are made.
+
+    Attributes:
+      task: which method of a pipeline.
+      models: checksums of the stages of a cascade, the base first.
+      prompts: what the model reads.
+      given: what people wrote, before a rewriter.
+      rewriter: which one, and empty for none.
+      negative_prompt: empty for none.
+      num_frames, height, width: in pixels.
+      fps: frames per second of the file.
+      steps, guidance, solver: of the base.
+      seed, row: what the first video is drawn from.
+      options: what else the task was told, by name.
+      inputs: SHA-256 of the pixels that the task was given, by name.
+      conditioning: how known parts were kept: `trained`, `replacement`, or empty where nothing is known.
+      walt: version that made it.
+    """
+
+    task: str
+    models: tuple[str, ...]
+    prompts: tuple[str, ...]
+    given: tuple[str, ...]
+    rewriter: str
+    negative_prompt: str
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    steps: int
+    guidance: float
+    solver: str
+    seed: int
+    row: int
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    conditioning: str = ""
+    walt: str = walt.__version__
+
+    def of_row(self, number: int) -> Record:
+        """That of one video of several."""
+        return dataclasses.replace(
+            self, prompts=(self.prompts[number],), given=(self.given[number],), row=self.row + number
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What `resolve` takes beside prompts."""
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS}
+        return chosen | {"negative_prompt": self.negative_prompt or None}
+
+    def check_models(self, path: str | os.PathLike, model: Cascade) -> None:
+        """Raises `RecordError` unless the cascade is that by which the file at `path` was made."""
+        if self.models == model.checksums:
+            return
+        if len(self.models) != len(model.checksums):
+            raise RecordError(
+                f"{path} was made by {len(self.models)} model{'s' * (len(self.models) != 1)}, and {len(model.checksums)} are given: "
+                "name the same --checkpoint and --cascade, or add --other_model to take its settings alone"
+            )
+        number = next(n for n, (a, b) in enumerate(zip(self.models, model.checksums)) if a != b)
+        flag = "--cascade" if number else "--checkpoint"
+        raise RecordError(
+            f"{path} was made by another model (checksum {self.models[number][:12]}) than this one ({model.checksums[number][:12]}): name it "
+            f"with {flag}, or add --other_model to take its settings alone"
+        )
+
+    def to_json(self) -> str:
+        """ASCII text, the same for equal records."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, allow_nan=False)
+
+
+def resolve(
+    model: Cascade,
+    prompts: Sequence[str],
+    *,
+    given: Sequence[str] | None = None,
+    rewriter: str = "",
+    negative_prompt: str | None = None,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    fps: float | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+    seed: int = 0,
+    row: int = 0,
+) -> Record:
+    """The record of a request, None being what the model does unless told otherwise. `GenerationError` for a size it does not make."""
+    sampler, size = model.stages[0].sampler, model.stages[-1].check_size(num_frames, height, width)
+    prompts = check_prompts(prompts)
+    return Record(
+        task="generate",
+        models=model.checksums,
+        prompts=tuple(prompts),
+        given=tuple(prompts if given is None else given),
+        rewriter=rewriter,
+        negative_prompt="" if negative_prompt is None else check_negative(negative_prompt),
+        num_frames=size.frames,
+        height=size.height,
+        width=size.width,
+        fps=model.fps if fps is None else fps,
+        steps=sampler.steps if steps is None else steps,
+        guidance=sampler.guidance if guidance is None else guidance,
+        solver=sampler.solver if solver is None else solver,
+        seed=seed,
+        row=row,
+    )
+
+
+def generate(model: Cascade, record: Record, batch_size: int = 16) -> UInt8[np.ndarray, "n t h w 3"]:
+    """The videos of a record. Raises `GenerationError` where the model cannot make them."""
+    names = ("num_frames", "height", "width", "steps", "guidance", "solver", "seed", "row")
+    return model.generate(
+        list(record.prompts),
+        negative_prompt=record.negative_prompt or None,
+        batch_size=batch_size,
+        **{name: getattr(record, name) for name in names},
+    )
+
+
+def read_record(path: str | os.PathLike, limits: media.Limits = media.LIMITS) -> Record:
+    """What a video or picture says of how it was made.
+
+    Raises:
+      RecordError: it says nothing, or nothing that can be understood.
+      MediaError: it is no file that can be read.
+    """
+    note = media.read_note(path, limits)
+    if note is None:
+        raise RecordError(
+            f"{path} does not say how it was made: walt did not write it, or another program has dropped its comment"
+        )
+    try:
+        return parse_record(note)
+    except ValueError as error:
+        raise RecordError(f"what {path} says of how it was made cannot be used: {error}") from error
+
+
+def parse_record(note: str) -> Record:
+    """The record that `to_json` has written; `ValueError` for any other text."""
+    if len(note) > MAX_CHARACTERS:
+        raise ValueError(f"it has {len(note):,} characters, more than {MAX_CHARACTERS:,}")
+    values = typed(parse_json(note), dict, "it")
+    if field(values, "format", int) != FORMAT:
+        raise ValueError(f"its format is {values['format']}, and this version reads format {FORMAT}")
+    fields = {each.name: each.type for each in dataclasses.fields(Record)}
+    if unknown := values.keys() - fields.keys() - {"format"}:
+        raise ValueError(f"{ascii(min(unknown))[:60]} is no field of a record")
+    record = Record(**{name: _read(values, name, str(kind)) for name, kind in fields.items()})
+    if not record.prompts or len(record.prompts) != len(record.given):
+        raise ValueError("it has no prompts, or not as many as were given")
+    return record
+
+
+def _read(values: Mapping[str, Any], name: str, kind: str) -> Any:
+    match kind:
+        case "str":
+            return _line(field(values, name, str), name)
+        case "int":
+            return field(values, name, int)
+        case "float":
+            return field(values, name, float)
+        case "tuple[str, ...]":
+            texts = field(values, name, list)
+            if len(texts) > MAX_PROMPTS:
+                raise ValueError(f"{name} holds more than {MAX_PROMPTS:,} texts")
+            return tuple(_line(typed(text, str, name), name) for text in texts)
+        case _:  # a mapping of plain values
+            found = field(values, name, dict)
+            for key, value in found.items():
+                if type(value) not in (str, int, float, bool):
+                    raise ValueError(f"{name} holds something that is neither text nor number")
+                _line(str(value), f"{name}.{_line(key, name)}")
+            return found
+
+
+def _line(text: str, what: str) -> str:
+    """Text that can be printed: other control characters than these two could speak to a terminal."""
+    if any(unicodedata.category(character) == "Cc" and character not in "\n\t" for character in text):
+        raise ValueError(f"{what} holds control characters")
+    return text

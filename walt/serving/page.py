@@ -1,0 +1,315 @@
+"""The page: what it shows, and what happens when a button is pressed. Only here is Gradio known."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fastapi
+import gradio
+import uvicorn
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from walt.data import media
+from walt.generation.cascade import Cascade
+from walt.generation.catalogue import INPUTS, OPTIONS, TASKS
+from walt.serving import show
+from walt.serving.jobs import Progress, Stopped
+from walt.serving.limits import Limits
+from walt.serving.studio import Studio, Video
+
+SHOWN = 24
+"""Videos in the gallery of one visitor."""
+LOCAL = ("127.0.0.1", "localhost", "::1")
+HOUR = 3600
+FILES = {"image": media.IMAGE_SUFFIXES, "mask": media.IMAGE_SUFFIXES, "video": media.VIDEO_SUFFIXES}
+
+TASK_FIELDS = (*INPUTS, *OPTIONS)
+CSS = """
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
+#stage { min-height: 400px; display: flex; align-items: center; justify-content: center; text-align: center; }
+#stage img { width: 400px; max-width: 100%; border-radius: 8px; opacity: .85; }
+#stage img, #gallery img, #video video { image-rendering: pixelated; }
+#gallery .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important; }
+#another { align-self: end; margin-bottom: 10px; }
+.walt-bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); margin-top: 6px; overflow: hidden; }
+.walt-bar div { height: 100%; background: var(--color-accent); transition: width .3s; }
+.walt-facts { border-collapse: collapse; width: 100%; font-size: 14px; }
+.walt-facts, .walt-facts tr, .walt-facts td { border: none !important; }
+.walt-facts td { padding: 2px 12px 2px 0; vertical-align: top; overflow-wrap: anywhere; }
+.walt-facts td:first-child { color: var(--body-text-color-subdued); white-space: nowrap; width: 1%; }
+.walt-hint { color: var(--body-text-color-subdued); }
+"""
+
+
+class ServingError(RuntimeError):
+    """The page cannot be shown; the message says why."""
+
+
+def serve(model: Cascade, limits: Limits, host: str, port: int, title: str) -> None:
+    """Shows the page until it is interrupted. Raises `ServingError` where it cannot."""
+    with tempfile.TemporaryDirectory(prefix="walt-serve-") as folder, bound(host, port) as listening:
+        server = make_server(Studio(model, limits, Path(folder)), host, title, Path(folder) / "uploads")
+        print(f"{title} is shown on http://{_in_url(host)}:{listening.getsockname()[1]} (stop with Ctrl-C)", flush=True)
+        if host not in LOCAL:
+            print(f"bound to {host}: whoever can reach this machine can use the page; there is no password", flush=True)
+        server.run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens there; port 0 is any that is free. Raises `ServingError` if it cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ServingError(f"the page cannot be bound to {host}, port {port}: {said}") from error
+    with listening:
+        yield listening
+
+
+def make_server(studio: Studio, host: str, title: str, uploads: Path) -> uvicorn.Server:
+    """The page's server, not yet running. Besides the page itself, it gives out files of `uploads` alone, where Gradio puts what browsers send and
+    copies of what they are shown."""
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    # Pages of other names that resolve to this machine must not speak to this one.
+    hosts = ["localhost", "127.0.0.1", "[::1]"] if host in LOCAL else ["*"]
+    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(NoFetching)]
+    page = build(studio, title)
+    page.queue(max_size=studio.limits.max_queue, default_concurrency_limit=1, api_open=False)
+    app = gradio.mount_gradio_app(
+        fastapi.FastAPI(middleware=guards, docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="",
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        allowed_paths=[],
+        max_file_size=studio.limits.max_megabytes * 2**20,
+        theme=gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=CSS,
+        footer_links=[],
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        run_history=False,
+        mcp_server=False,
+        pwa=False,
+    )
+    return uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+class NoFetching:
+    """Refuses the one request by which Gradio fetches from other hosts what a browser names."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As ASGI has it."""
+        path = scope.get("path", "").replace("\\", "/").lower()
+        _, found, name = path.partition("file=")
+        if scope["type"] == "http" and found and ":" in name.split("/")[0]:
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"this server fetches nothing from others"})
+            return
+        await self._app(scope, receive, send)
+
+
+def build(studio: Studio, title: str) -> Any:
+    """The page, not yet running."""
+    with gradio.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(HOUR, 4 * HOUR)) as page:
+        gradio.Markdown(f"## {title}\n{studio.model.stages[-1].describe()}")
+        videos = gradio.State([])
+        with gradio.Row(equal_height=False):
+            with gradio.Column(scale=5):
+                asked = _questions(studio)
+                with gradio.Row():
+                    go = gradio.Button("Generate", variant="primary", scale=3, elem_id="go")
+                    stop = gradio.Button("Stop", variant="stop", scale=1, elem_id="stop")
+                settings = _settings(studio)
+            with gradio.Column(scale=6):
+                answer = Answer(
+                    status=gradio.HTML(show.status("Nothing made yet"), elem_id="status"),
+                    stage=gradio.HTML(show.hint("What you generate appears here."), elem_id="stage"),
+                    video=gradio.Video(
+                        visible=False, autoplay=True, loop=True, show_label=False, elem_id="video", interactive=False
+                    ),
+                    facts=gradio.HTML(visible=False, elem_id="facts"),
+                    download=gradio.DownloadButton("Download", visible=False, elem_id="download"),
+                )
+        gradio.Markdown(
+            "#### Made so far\nWhat you have made appears here; choose a video to see it again, with how it was made."
+        )
+        gallery = gradio.Gallery(
+            show_label=False,
+            columns=6,
+            fit_columns=False,
+            height="auto",
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            visible=False,
+            elem_id="gallery",
+        )
+        fields = asked | settings
+        events = Events(studio, tuple(fields), answer, videos, gallery)
+        made = {*answer, videos, gallery}
+        running = go.click(events.make, [videos, *fields.values()], made, api_name="make", show_progress="hidden")
+        stop.click(events.stop, None, answer.status, cancels=[running], queue=False, api_name="stop")
+        gallery.select(events.choose, videos, set(answer), queue=False, api_visibility="private")
+        task = fields["task"]
+        visible = [fields[name] for name in TASK_FIELDS]
+        task.change(events.choose_task, task, visible, queue=False, api_visibility="private")
+        page.unload(events.leave)
+    return page
+
+
+class Answer(NamedTuple):
+    """Where it is shown what was made: Gradio's components."""
+
+    status: Any
+    stage: Any
+    video: Any
+    facts: Any
+    download: Any
+
+
+def _questions(studio: Studio) -> dict[str, Any]:
+    """What every request says, and the files and numbers of tasks, each shown where its task is chosen; by name."""
+    classes = studio.model.stages[0].class_names
+    fields = {
+        "task": gradio.Dropdown(
+            [(f"{name}: {each.line}", name) for name, each in TASKS.items()],
+            value="generate",
+            label="Task",
+            visible=len(TASKS) > 1,
+            elem_id="task",
+        ),
+        "prompt": gradio.Dropdown(list(classes), label="Class", elem_id="prompt")
+        if classes
+        else gradio.Textbox(
+            label="Prompt",
+            lines=2,
+            max_lines=6,
+            placeholder="what the video should show",
+            autofocus=True,
+            elem_id="prompt",
+        ),
+        "negative_prompt": gradio.Textbox(label="Negative prompt", placeholder="what to steer away from", max_lines=3),
+    }
+    for name, kind in INPUTS.items():
+        label = name.replace("_", " ").capitalize()
+        fields[name] = gradio.File(label=label, file_types=list(FILES[kind]), visible=False, height=110, elem_id=name)
+    for name, option in OPTIONS.items():
+        fields[name] = (
+            gradio.Dropdown(list(option.choices), value=option.default, label=option.help, visible=False, elem_id=name)
+            if option.choices
+            else gradio.Number(
+                option.default, label=option.help, minimum=option.low, maximum=option.high, visible=False, elem_id=name
+            )
+        )
+    return fields
+
+
+def _settings(studio: Studio) -> dict[str, Any]:
+    pipeline, size = studio.model.stages[0], studio.model.stages[-1].video_size
+    assert size is not None  # it generates
+    with gradio.Row():
+        seed = gradio.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed", scale=3)
+        another = gradio.Button("Another seed", size="md", scale=1, elem_id="another")
+    another.click(None, None, seed, js=f"() => Math.floor(Math.random() * {2**32})", api_visibility="private")
+    fields = {"seed": seed}
+    with gradio.Accordion("Settings", open=False):
+        most = min(studio.limits.max_steps, 1000)
+        steps = min(pipeline.sampler.steps, most)
+        fields["steps"] = gradio.Slider(1, most, steps, step=1, label="Steps", elem_id="steps")
+        fields["guidance"] = gradio.Slider(0, 20, pipeline.sampler.guidance, step=0.1, label="Guidance (1: none)")
+        with gradio.Row():
+            for name, value in zip(("num_frames", "height", "width"), size):
+                label = name.removeprefix("num_").capitalize()
+                fields[name] = gradio.Number(value, label=label, precision=0, minimum=1, min_width=90)
+            fields["fps"] = gradio.Number(studio.model.fps, label="Frames/s", minimum=1, maximum=120, min_width=90)
+    return fields
+
+
+class Events:
+    """What happens when something is pressed. Methods are what Gradio calls."""
+
+    def __init__(self, studio: Studio, names: tuple[str, ...], answer: Answer, videos: Any, gallery: Any):
+        self._studio, self._names = studio, names
+        self._answer, self._videos, self._gallery = answer, videos, gallery
+
+    def make(self, request: gradio.Request, videos: list[Video], *values: Any) -> Iterator[dict[Any, Any]]:
+        """Makes a video; yields what changes on the page meanwhile."""
+        answer, update = self._answer, gradio.update
+        told = dict(zip(self._names, values))
+        try:
+            asked = self._studio.request(told.pop("task"), told)
+            yield {
+                answer.status: show.status("Waiting for the model; a new size is compiled first"),
+                answer.stage: update(value=show.hint("…"), visible=True),
+                **dict.fromkeys((answer.video, answer.facts, answer.download), update(visible=False)),
+            }
+            for news in self._studio.make(_owner(request), asked):
+                if isinstance(news, Progress):
+                    yield {answer.status: show.progress(news), answer.stage: show.moving(news.preview, asked.fps)}
+                    continue
+                videos = [news, *videos][:SHOWN]
+                pictures = [(str(each.moving), show.caption(each.record)) for each in videos]
+                yield {
+                    **self._shown(news),
+                    self._videos: videos,
+                    self._gallery: gradio.update(value=pictures, visible=True),
+                }
+        except Stopped:
+            yield {answer.status: show.status("Stopped"), answer.stage: show.hint("Stopped.")}
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "walt":
+                raise
+            yield {
+                answer.status: show.status("Not made"),
+                answer.stage: update(value=show.hint(str(error)), visible=True),
+            }
+            raise gradio.Error(show.escaped(error), title="Not possible", print_exception=False) from error
+
+    def stop(self, request: gradio.Request) -> str:
+        """Stops what this visitor has asked for."""
+        return show.status("Stopped" if self._studio.stop(_owner(request)) else "Nothing to stop")
+
+    def leave(self, request: gradio.Request) -> None:
+        """The visitor has closed the page."""
+        self._studio.stop(_owner(request))
+
+    def choose(self, videos: list[Video], event: gradio.SelectData) -> dict[Any, Any]:
+        """Shows a video of the gallery."""
+        return self._shown(videos[event.index])
+
+    def choose_task(self, task: str) -> list[Any]:
+        """Shows the fields of a task, and hides those of others."""
+        chosen = TASKS[task] if task in TASKS else TASKS["generate"]
+        return [gradio.update(visible=name in chosen.inputs or name in chosen.options) for name in TASK_FIELDS]
+
+    def _shown(self, video: Video) -> dict[Any, Any]:
+        answer, update = self._answer, gradio.update
+        return {
+            answer.status: show.status("Done", 1.0),
+            answer.stage: update(visible=False),
+            answer.video: update(value=str(video.playing), visible=True),
+            answer.facts: update(value=show.facts(video.record, video.playing.name), visible=True),
+            answer.download: update(value=str(video.playing), label=f"Download {video.playing.name}", visible=True),
+        }
+
+
+def _owner(request: gradio.Request) -> str:
+    """Whose page it is. Gradio draws a random name for every visit."""
+    return str(request.session_hash)

@@ -1,0 +1,119 @@
+"""Behind the page: from what a browser sends to a video in a folder of the server's own. Knows nothing of Gradio."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from walt.config import nearest
+from walt.data import media
+from walt.generation import record as records
+from walt.generation.cascade import Cascade
+from walt.generation.catalogue import TASKS
+from walt.generation.record import Record
+from walt.generation.request import GenerationError
+from walt.serving.jobs import Done, Jobs, Progress
+from walt.serving.limits import Limits
+
+KEPT = 200
+"""Videos whose files are kept, of all who use the page."""
+PREVIEWS = 8
+"""Times that a preview is shown while the sampler runs once."""
+SMALLEST = 256
+"""Pixels of the shorter side of a file; smaller videos show every pixel several times."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """A video that was made.
+
+    Attributes:
+      playing: .mp4, to play and to keep.
+      moving: .webp, for a gallery.
+      record: how it was made; both files say so too.
+    """
+
+    playing: Path
+    moving: Path
+    record: Record
+
+
+class Studio:
+    """A model, and what is asked of it by whom.
+
+    Attributes:
+      model: the cascade.
+      limits: what may be asked.
+    """
+
+    def __init__(self, model: Cascade, limits: Limits, folder: Path):
+        """`folder` holds the newest `KEPT` videos."""
+        self.model, self.limits = model, limits
+        self._folder, self._jobs = folder, Jobs()
+        self._kept: deque[Video] = deque()
+        self._keeping = threading.Lock()
+
+    def request(self, task: Any, values: Mapping[str, Any]) -> Record:
+        """What a browser asks for, as a record.
+
+        Args:
+          task: its name.
+          values: what `walt.generation.record.resolve` takes, and `prompt`; None and "" stand for what the model does by itself.
+
+        Raises:
+          GenerationError: it cannot be done, or is more than the limits allow.
+        """
+        if not isinstance(task, str) or task not in TASKS:
+            raise GenerationError(f"there is no task {task!r}{nearest(str(task), TASKS)}")
+        told = {name: _plain(name, value) for name, value in values.items() if value not in (None, "")}
+        record = records.resolve(self.model, [str(told.pop("prompt", ""))], **told)
+        self.limits.check(record)
+        return record
+
+    def make(self, owner: str, record: Record) -> Iterator[Progress | Video]:
+        """Yields where sampling is, and at last the video. Raises as `Jobs.run` does."""
+        every = max(1, -(-record.steps // PREVIEWS))
+        for news in self._jobs.run(owner, lambda: records.generate(self.model, record)[0], every):
+            yield self._keep(news.result, record) if isinstance(news, Done) else news
+
+    def stop(self, owner: str) -> bool:
+        """Stops what an owner has asked for; whether there was anything."""
+        return self._jobs.stop(owner)
+
+    def _keep(self, video: UInt8[np.ndarray, "t h w 3"], record: Record) -> Video:
+        name, scale = uuid.uuid4().hex, max(1, -(-SMALLEST // min(video.shape[1:3])))
+        kept = Video(self._folder / f"walt-{name[:8]}.mp4", self._folder / f"walt-{name[:8]}.webp", record)
+        for path in (kept.playing, kept.moving):
+            media.write_video(path, video, record.fps, scale=scale, note=record.to_json())
+        with self._keeping:
+            self._kept.append(kept)
+            old = self._kept.popleft() if len(self._kept) > KEPT else None
+        if old is not None:
+            old.playing.unlink(missing_ok=True)
+            old.moving.unlink(missing_ok=True)
+        return kept
+
+
+NUMBERS = ("guidance", "fps")
+WHOLE = ("num_frames", "height", "width", "steps", "seed")
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A number as the model takes it: a browser sends 3.0 for 3."""
+    if name in WHOLE:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise GenerationError(f"{name} must be a whole number, got {str(value)[:40]!r}")
+    elif name in NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
+            raise GenerationError(f"{name} must be a number from 0 to 1000, got {str(value)[:40]!r}")
+    return value
