@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Format, lint, types, layers, tests. `--slow` adds the tests that take long, and those of the page, for which it installs Gradio and
-# Playwright (the browser must be there: Debian's chromium), and resumes them after an interruption; every other argument goes to pytest: launch/test.sh tests/data -k manifest
+# Format, lint, types, layers, tests. `--slow` adds the tests that take long, and resumes them after an interruption; it installs
+# Gradio and Playwright for those of the page, which drive the browser that is there (Debian's chromium) or are skipped. Every other
+# argument goes to pytest: launch/test.sh tests/data -k manifest
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 arguments=() extras=test

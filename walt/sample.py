@@ -108,7 +108,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"{checkpoint}: {pipeline.describe()}")
     record = resolve(arguments, prompts, like, model)
     start = time.monotonic()
-    videos = records.generate(model, record, arguments.batch_size)
+    videos = records.generate(model, record, batch_size=arguments.batch_size)
+    record = record.sized(videos)
     if jax.process_index() > 0:
         return
     others = [pipeline.sampler for pipeline in model.stages[1:]]

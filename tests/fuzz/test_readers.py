@@ -17,7 +17,8 @@ SECONDS, MEGABYTES = 5, 1024
 NAMES = (
     "latents record", "clip record", "clip", "shard", "manifest", "captions.csv", "captions.jsonl", "captions.txt", "image", "video",
     "bundle index", "bundle weights", "model config", "model arrays", "model index", "torch legacy", "torch zip", "torch program",
-    "tokenizer.json", "tokenizer", "stored config", "stored clock", "checkpoint", "config text", "metrics", "skipped records",
+    "tokenizer.json", "tokenizer", "stored config", "stored clock", "checkpoint", "config text", "metrics", "record",
+    "noted video", "noted picture", "rewriting rules", "skipped records",
 )  # fmt: skip
 
 EDITS = st.lists(

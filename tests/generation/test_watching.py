@@ -16,7 +16,15 @@ def pipeline(tiny_bundle):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"solver": "ddpm"}, {"solver": "dpmpp_2m"}, {"solver": "flow_heun"}, {"guidance": 1.0}]
+    "options",
+    [
+        {},
+        {"solver": "flow_heun"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ({"solver": "ddpm"}, {"solver": "dpmpp_2m"}, {"guidance": 1.0})
+        ),
+    ],
 )
 def test_a_watched_video_is_the_same_to_the_bit(pipeline, options):
     options = {"seed": 3, "steps": 7, **options}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from walt.generation.watching import Moment, watcher
-from walt.serving.jobs import Done, Jobs, Progress, Stopped
+from walt.serving.jobs import Busy, Done, Jobs, Progress, Stopped, Waiting
 
 PREVIEW = np.zeros((1, 2, 4, 4, 3), np.uint8)
 
@@ -23,7 +23,7 @@ def test_a_job_says_where_it_is_and_what_it_has_made():
         steps(2, 2)
         return "video"
 
-    *news, last = Jobs().run("a", work, 1)
+    *news, last = Jobs(4).run("a", work, 1)
     assert [(now.part, now.step, now.steps) for now in news] == [(1, 1, 3), (1, 2, 3), (2, 1, 2)]
     assert all(isinstance(now, Progress) and now.preview.shape == (2, 4, 4, 3) for now in news)
     assert last == Done("video")
@@ -34,11 +34,11 @@ def test_what_work_raises_comes_out():
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        list(Jobs().run("a", work, 1))
+        list(Jobs(4).run("a", work, 1))
 
 
 def test_a_stopped_job_ends_at_its_next_step_and_others_go_on():
-    jobs = Jobs()
+    jobs = Jobs(4)
 
     def work():
         while True:
@@ -55,7 +55,7 @@ def test_a_stopped_job_ends_at_its_next_step_and_others_go_on():
 
 
 def test_one_at_a_time_and_who_waits_can_be_stopped():
-    jobs, let, busy, most = Jobs(), threading.Event(), [], []
+    jobs, let, busy, most = Jobs(4), threading.Event(), [], []
 
     def work():
         busy.append(1)
@@ -86,8 +86,28 @@ def _outcome(jobs, name, work):
         return "stopped"
 
 
+def test_jobs_come_in_their_order_and_too_many_are_refused():
+    jobs, let, order = Jobs(2), threading.Event(), []
+    first = jobs.run("a", lambda: let.wait(30), 1)
+    threads = [threading.Thread(target=list, args=(first,))]
+    threads[0].start()
+    for number in (1, 2):
+        while len(jobs._stops) < number:
+            pass
+        waits = jobs.run(f"w{number}", lambda number=number: order.append(number), 1)
+        assert next(waits) == Waiting(number)
+        threads.append(threading.Thread(target=list, args=(waits,)))
+        threads[-1].start()
+    with pytest.raises(Busy, match="2 requests are waiting already"):
+        next(jobs.run("d", lambda: 1, 1))
+    let.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == [1, 2] and not jobs.stop()
+
+
 def test_who_goes_away_stops_the_work():
-    jobs, ended = Jobs(), threading.Event()
+    jobs, ended = Jobs(4), threading.Event()
 
     def work():
         try:

@@ -8,20 +8,27 @@ do is refused by the checks of every other request.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 import walt
+from walt.config import nearest
 from walt.data import media
 from walt.generation.cascade import Cascade
-from walt.generation.request import check_negative, check_prompts
+from walt.generation.catalogue import TASKS, Task
+from walt.generation.request import GenerationError, check_negative, check_prompts
 from walt.untrusted import field, parse_json, typed
+
+Inputs = Mapping[str, np.ndarray]
+"""What a task is given, by argument: pictures [H, W, 3] and videos [T, H, W, 3] of uint8, masks [H, W] of bool."""
 
 FORMAT = 1
 MAX_CHARACTERS = 2**20
@@ -38,7 +45,7 @@ class Record:
     """How videos are made.
 
     Attributes:
-      task: which method of a pipeline.
+      task: which one of `walt.generation.catalogue`.
       models: checksums of the stages of a cascade, the base first.
       prompts: what the model reads.
       given: what people wrote, before a rewriter.
@@ -80,6 +87,11 @@ class Record:
             self, prompts=(self.prompts[number],), given=(self.given[number],), row=self.row + number
         )
 
+    def sized(self, videos: UInt8[np.ndarray, "n t h w 3"]) -> Record:
+        """It with the size of what was made, which not every task is told."""
+        frames, height, width = videos.shape[1:4]
+        return dataclasses.replace(self, num_frames=frames, height=height, width=width)
+
     def settings(self) -> dict[str, Any]:
         """What `resolve` takes beside prompts."""
         chosen: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS}
@@ -110,6 +122,9 @@ def resolve(
     model: Cascade,
     prompts: Sequence[str],
     *,
+    task: str = "generate",
+    options: Mapping[str, Any] = MappingProxyType({}),
+    inputs: Inputs = MappingProxyType({}),
     given: Sequence[str] | None = None,
     rewriter: str = "",
     negative_prompt: str | None = None,
@@ -123,11 +138,21 @@ def resolve(
     seed: int = 0,
     row: int = 0,
 ) -> Record:
-    """The record of a request, None being what the model does unless told otherwise. `GenerationError` for a size it does not make."""
-    sampler, size = model.stages[0].sampler, model.stages[-1].check_size(num_frames, height, width)
+    """The record of a request, None being what the model does unless told otherwise.
+
+    Raises:
+      GenerationError: there is no such task, it takes other inputs or options, or the model does not make that size.
+    """
+    base, *others = model.stages
+    size = model.stages[-1].check_size(num_frames, height, width)
     prompts = check_prompts(prompts)
+    takes = _check_task(task, options, inputs)
+    if others and task != "generate":
+        raise GenerationError(f"{task} is a task of one model, and this is a cascade of {len(model.stages)}")
+    if len(prompts) != 1 and task != "generate":
+        raise GenerationError(f"{task} takes one prompt, got {len(prompts)}")
     return Record(
-        task="generate",
+        task=task,
         models=model.checksums,
         prompts=tuple(prompts),
         given=tuple(prompts if given is None else given),
@@ -136,24 +161,64 @@ def resolve(
         num_frames=size.frames,
         height=size.height,
         width=size.width,
-        fps=model.fps if fps is None else fps,
-        steps=sampler.steps if steps is None else steps,
-        guidance=sampler.guidance if guidance is None else guidance,
-        solver=sampler.solver if solver is None else solver,
+        fps=model.fps * options.get(takes.faster, 1) if fps is None else fps,
+        steps=base.sampler.steps if steps is None else steps,
+        guidance=base.sampler.guidance if guidance is None else guidance,
+        solver=base.sampler.solver if solver is None else solver,
         seed=seed,
         row=row,
+        options=dict(options),
+        inputs={name: checksum_of(pixels) for name, pixels in inputs.items()},
+        conditioning=base.conditioning if inputs else "",
     )
 
 
-def generate(model: Cascade, record: Record, batch_size: int = 16) -> UInt8[np.ndarray, "n t h w 3"]:
-    """The videos of a record. Raises `GenerationError` where the model cannot make them."""
-    names = ("num_frames", "height", "width", "steps", "guidance", "solver", "seed", "row")
-    return model.generate(
-        list(record.prompts),
-        negative_prompt=record.negative_prompt or None,
-        batch_size=batch_size,
-        **{name: getattr(record, name) for name in names},
-    )
+def _check_task(task: str, options: Mapping[str, Any], inputs: Inputs) -> Task:
+    if task not in TASKS:
+        raise GenerationError(f"there is no task {task!r}{nearest(task, TASKS)}")
+    takes = TASKS[task]
+    for name in takes.inputs:
+        if name not in inputs:
+            raise GenerationError(
+                f"{task} needs {name}: {'an' if takes.inputs[name][0] == 'i' else 'a'} {takes.inputs[name]}"
+            )
+    for name in inputs:
+        if name not in takes.inputs:
+            raise GenerationError(f"{task} takes no {name}")
+    for name in options:
+        if name not in takes.options and not (name == "clip_fps" and takes.clip_fps):
+            raise GenerationError(f"{task} has no option {name!r}{nearest(name, takes.options)}")
+    return takes
+
+
+def checksum_of(pixels: np.ndarray) -> str:
+    """SHA-256 of what a task is given: of its shape and values."""
+    return hashlib.sha256(
+        f"{pixels.dtype} {pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()
+    ).hexdigest()
+
+
+def generate(
+    model: Cascade, record: Record, inputs: Inputs = MappingProxyType({}), batch_size: int = 16
+) -> UInt8[np.ndarray, "n t h w 3"]:
+    """The videos of a record.
+
+    Raises:
+      RecordError: the inputs are others than those of the record.
+      GenerationError: the model cannot make them.
+    """
+    takes = _check_task(record.task, record.options, inputs)
+    for name, pixels in inputs.items():
+        if record.inputs.get(name) != checksum_of(pixels):
+            raise RecordError(f"{name} is another than the one that the record was made with")
+    settings: dict[str, Any] = {
+        name: getattr(record, name) for name in ("steps", "guidance", "solver", "seed", *takes.sizes)
+    }
+    settings["negative_prompt"] = record.negative_prompt or None
+    if record.task == "generate":
+        return model.generate(list(record.prompts), row=record.row, batch_size=batch_size, **settings)
+    (prompt,), perform = record.prompts, getattr(model.stages[0], record.task)
+    return perform(prompt=prompt, **inputs, **record.options, **settings)[None]
 
 
 def read_record(path: str | os.PathLike, limits: media.Limits = media.LIMITS) -> Record:

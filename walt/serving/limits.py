@@ -46,10 +46,10 @@ class Limits:
             decoded_megabytes=max(1, side * side * 3 // 2**20) + 1024,
         )
 
-    def check(self, record: Record) -> None:
-        """Raises `GenerationError` naming the first thing that is too large."""
+    def check(self, record: Record, frames: int) -> None:
+        """Raises `GenerationError` naming the first thing that is too large; `frames` are those that will be made."""
         found = {
-            "frames": (record.num_frames, self.max_frames),
+            "frames": (frames, self.max_frames),
             "pixels of height": (record.height, self.max_side),
             "pixels of width": (record.width, self.max_side),
             "steps": (record.steps, self.max_steps),

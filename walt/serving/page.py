@@ -18,9 +18,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from walt.data import media
 from walt.generation.cascade import Cascade
-from walt.generation.catalogue import INPUTS, OPTIONS, TASKS
+from walt.generation.catalogue import INPUTS, OPTIONS, SIZES, TASKS, Option
 from walt.serving import show
-from walt.serving.jobs import Progress, Stopped
+from walt.serving.jobs import Progress, Stopped, Waiting
 from walt.serving.limits import Limits
 from walt.serving.studio import Studio, Video
 
@@ -30,7 +30,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 HOUR = 3600
 FILES = {"image": media.IMAGE_SUFFIXES, "mask": media.IMAGE_SUFFIXES, "video": media.VIDEO_SUFFIXES}
 
-TASK_FIELDS = (*INPUTS, *OPTIONS)
+TASK_FIELDS = (*INPUTS, *OPTIONS, *SIZES)
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 #stage { min-height: 400px; display: flex; align-items: center; justify-content: center; text-align: center; }
@@ -55,11 +55,13 @@ class ServingError(RuntimeError):
 def serve(model: Cascade, limits: Limits, host: str, port: int, title: str) -> None:
     """Shows the page until it is interrupted. Raises `ServingError` where it cannot."""
     with tempfile.TemporaryDirectory(prefix="walt-serve-") as folder, bound(host, port) as listening:
-        server = make_server(Studio(model, limits, Path(folder)), host, title, Path(folder) / "uploads")
+        studio = Studio(model, limits, Path(folder))
+        server = make_server(studio, host, title, Path(folder) / "uploads")
         print(f"{title} is shown on http://{_in_url(host)}:{listening.getsockname()[1]} (stop with Ctrl-C)", flush=True)
         if host not in LOCAL:
             print(f"bound to {host}: whoever can reach this machine can use the page; there is no password", flush=True)
         server.run(sockets=[listening])
+        studio.stop()
 
 
 @contextlib.contextmanager
@@ -83,7 +85,7 @@ def make_server(studio: Studio, host: str, title: str, uploads: Path) -> uvicorn
     hosts = ["localhost", "127.0.0.1", "[::1]"] if host in LOCAL else ["*"]
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(NoFetching)]
     page = build(studio, title)
-    page.queue(max_size=studio.limits.max_queue, default_concurrency_limit=1, api_open=False)
+    page.queue(default_concurrency_limit=None, api_open=False)  # the studio has a queue of its own
     app = gradio.mount_gradio_app(
         fastapi.FastAPI(middleware=guards, docs_url=None, redoc_url=None, openapi_url=None),
         page,
@@ -164,8 +166,8 @@ def build(studio: Studio, title: str) -> Any:
         fields = asked | settings
         events = Events(studio, tuple(fields), answer, videos, gallery)
         made = {*answer, videos, gallery}
-        running = go.click(events.make, [videos, *fields.values()], made, api_name="make", show_progress="hidden")
-        stop.click(events.stop, None, answer.status, cancels=[running], queue=False, api_name="stop")
+        go.click(events.make, [videos, *fields.values()], made, api_name="make", show_progress="hidden")
+        stop.click(events.stop, None, answer.status, queue=False, api_name="stop")
         gallery.select(events.choose, videos, set(answer), queue=False, api_visibility="private")
         task = fields["task"]
         visible = [fields[name] for name in TASK_FIELDS]
@@ -211,14 +213,18 @@ def _questions(studio: Studio) -> dict[str, Any]:
         label = name.replace("_", " ").capitalize()
         fields[name] = gradio.File(label=label, file_types=list(FILES[kind]), visible=False, height=110, elem_id=name)
     for name, option in OPTIONS.items():
-        fields[name] = (
-            gradio.Dropdown(list(option.choices), value=option.default, label=option.help, visible=False, elem_id=name)
-            if option.choices
-            else gradio.Number(
-                option.default, label=option.help, minimum=option.low, maximum=option.high, visible=False, elem_id=name
-            )
-        )
+        fields[name] = _field(name, option)
     return fields
+
+
+def _field(name: str, option: Option) -> Any:
+    common: dict[str, Any] = {"value": option.default, "label": option.help, "visible": False, "elem_id": name}
+    if isinstance(option.default, bool):
+        return gradio.Checkbox(**common)
+    if option.choices:
+        return gradio.Radio(list(option.choices), **common)
+    step = 1 if isinstance(option.default, int) else 0.05
+    return gradio.Number(minimum=option.low, maximum=option.high, step=step, **common)
 
 
 def _settings(studio: Studio) -> dict[str, Any]:
@@ -238,7 +244,9 @@ def _settings(studio: Studio) -> dict[str, Any]:
             for name, value in zip(("num_frames", "height", "width"), size):
                 label = name.removeprefix("num_").capitalize()
                 fields[name] = gradio.Number(value, label=label, precision=0, minimum=1, min_width=90)
-            fields["fps"] = gradio.Number(studio.model.fps, label="Frames/s", minimum=1, maximum=120, min_width=90)
+            fields["fps"] = gradio.Number(
+                None, label="Frames/s", placeholder=f"{studio.model.fps:g}", minimum=1, maximum=120, min_width=90
+            )
     return fields
 
 
@@ -256,13 +264,19 @@ class Events:
         try:
             asked = self._studio.request(told.pop("task"), told)
             yield {
-                answer.status: show.status("Waiting for the model; a new size is compiled first"),
+                answer.status: show.status("Begun; a size that was not asked for before is compiled first"),
                 answer.stage: update(value=show.hint("…"), visible=True),
                 **dict.fromkeys((answer.video, answer.facts, answer.download), update(visible=False)),
             }
             for news in self._studio.make(_owner(request), asked):
+                if isinstance(news, Waiting):
+                    yield {answer.status: show.waiting(news)}
+                    continue
                 if isinstance(news, Progress):
-                    yield {answer.status: show.progress(news), answer.stage: show.moving(news.preview, asked.fps)}
+                    yield {
+                        answer.status: show.progress(news),
+                        answer.stage: show.moving(news.preview, asked.record.fps),
+                    }
                     continue
                 videos = [news, *videos][:SHOWN]
                 pictures = [(str(each.moving), show.caption(each.record)) for each in videos]
@@ -297,7 +311,7 @@ class Events:
     def choose_task(self, task: str) -> list[Any]:
         """Shows the fields of a task, and hides those of others."""
         chosen = TASKS[task] if task in TASKS else TASKS["generate"]
-        return [gradio.update(visible=name in chosen.inputs or name in chosen.options) for name in TASK_FIELDS]
+        return [gradio.update(visible=name in (*chosen.inputs, *chosen.options, *chosen.sizes)) for name in TASK_FIELDS]
 
     def _shown(self, video: Video) -> dict[Any, Any]:
         answer, update = self._answer, gradio.update

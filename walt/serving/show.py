@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from walt.generation.record import Record
-from walt.serving.jobs import Progress
+from walt.serving.jobs import Progress, Waiting
 
 PREVIEW_SIDE = 384
 """Pixels that the longer side of a preview has at most."""
@@ -36,6 +36,11 @@ def progress(now: Progress) -> str:
     """`status` of a sampler."""
     part = f", part {now.part}" if now.part > 1 else ""
     return status(f"Step {now.step} of {now.steps}{part}", now.step / now.steps)
+
+
+def waiting(now: Waiting) -> str:
+    """`status` of a request that has not begun."""
+    return status(f"Waiting for {now.before} other request{'s' * (now.before != 1)}")
 
 
 def moving(video: UInt8[np.ndarray, "t h w 3"], fps: float) -> str:

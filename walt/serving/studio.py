@@ -8,7 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,10 +17,11 @@ from walt.config import nearest
 from walt.data import media
 from walt.generation import record as records
 from walt.generation.cascade import Cascade
-from walt.generation.catalogue import TASKS
+from walt.generation.catalogue import INPUTS, OPTIONS, SIZES, TASKS
+from walt.generation.inputs import as_option, expected_frames, read_input
 from walt.generation.record import Record
 from walt.generation.request import GenerationError
-from walt.serving.jobs import Done, Jobs, Progress
+from walt.serving.jobs import Done, Jobs, Progress, Waiting
 from walt.serving.limits import Limits
 
 KEPT = 200
@@ -29,6 +30,13 @@ PREVIEWS = 8
 """Times that a preview is shown while the sampler runs once."""
 SMALLEST = 256
 """Pixels of the shorter side of a file; smaller videos show every pixel several times."""
+
+
+class Request(NamedTuple):
+    """What is asked for, and the pixels that go with it."""
+
+    record: Record
+    inputs: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,35 +65,63 @@ class Studio:
     def __init__(self, model: Cascade, limits: Limits, folder: Path):
         """`folder` holds the newest `KEPT` videos."""
         self.model, self.limits = model, limits
-        self._folder, self._jobs = folder, Jobs()
+        self._folder, self._jobs = folder, Jobs(limits.max_queue)
         self._kept: deque[Video] = deque()
         self._keeping = threading.Lock()
 
-    def request(self, task: Any, values: Mapping[str, Any]) -> Record:
-        """What a browser asks for, as a record.
+    def request(self, task: Any, values: Mapping[str, Any]) -> Request:
+        """What a browser asks for.
 
         Args:
           task: its name.
-          values: what `walt.generation.record.resolve` takes, and `prompt`; None and "" stand for what the model does by itself.
+          values: by name, what `walt.generation.record.resolve` takes, the task's options, and files for its inputs; `prompt`. None and ""
+            stand for what the model does by itself, and what is of other tasks is left out.
 
         Raises:
           GenerationError: it cannot be done, or is more than the limits allow.
+          MediaError: a file cannot be read, or is more than the limits allow.
         """
         if not isinstance(task, str) or task not in TASKS:
             raise GenerationError(f"there is no task {task!r}{nearest(str(task), TASKS)}")
-        told = {name: _plain(name, value) for name, value in values.items() if value not in (None, "")}
-        record = records.resolve(self.model, [str(told.pop("prompt", ""))], **told)
-        self.limits.check(record)
-        return record
+        takes, told = TASKS[task], {name: value for name, value in values.items() if value not in (None, "")}
+        inputs, rate = self._read(task, {name: told.pop(name) for name in INPUTS if name in told})
+        options = {name: told.pop(name) for name in OPTIONS if name in told}
+        options = {name: as_option(name, value) for name, value in options.items() if name in takes.options}
+        if takes.clip_fps and rate is not None:
+            options["clip_fps"] = rate
+        settings = {
+            name: _plain(name, value) for name, value in told.items() if name not in SIZES or name in takes.sizes
+        }
+        prompt = str(settings.pop("prompt", ""))
+        record = records.resolve(self.model, [prompt], task=task, options=options, inputs=inputs, **settings)
+        self.limits.check(record, expected_frames(takes, record.num_frames, options, inputs, record.fps))
+        return Request(record, inputs)
 
-    def make(self, owner: str, record: Record) -> Iterator[Progress | Video]:
+    def _read(self, task: str, files: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], float | None]:
+        """What a task takes of the files, and frames per second of the first video."""
+        takes, size = TASKS[task], self.model.stages[-1].check_size()
+        inputs: dict[str, np.ndarray] = {}
+        rates: list[float | None] = []
+        for name, kind in takes.inputs.items():
+            if name not in files:
+                raise GenerationError(f"{task} needs a file: {name.replace('_', ' ')}")
+            path = str(files[name])
+            try:
+                inputs[name], rate = read_input(kind, path, size, self.limits.files)
+            except media.MediaError as error:  # whose message names a folder of this machine
+                raise media.MediaError(str(error).replace(path, Path(path).name)) from error
+            rates.append(rate)
+        return inputs, next((rate for rate in rates if rate is not None), None)
+
+    def make(self, owner: str, request: Request) -> Iterator[Waiting | Progress | Video]:
         """Yields where sampling is, and at last the video. Raises as `Jobs.run` does."""
+        record, inputs = request
         every = max(1, -(-record.steps // PREVIEWS))
-        for news in self._jobs.run(owner, lambda: records.generate(self.model, record)[0], every):
-            yield self._keep(news.result, record) if isinstance(news, Done) else news
+        for news in self._jobs.run(owner, lambda: records.generate(self.model, record, inputs), every):
+            yield self._keep(news.result[0], record.sized(news.result)) if isinstance(news, Done) else news
 
-    def stop(self, owner: str) -> bool:
-        """Stops what an owner has asked for; whether there was anything."""
+    def stop(self, owner: str | None = None) -> bool:
+        """Stops what an owner has asked for, or everybody; whether there was anything."""
         return self._jobs.stop(owner)
 
     def _keep(self, video: UInt8[np.ndarray, "t h w 3"], record: Record) -> Video:
