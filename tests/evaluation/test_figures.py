@@ -59,7 +59,7 @@ def test_side_by_side_keeps_order_and_shape():
     left, right = np.full((2, 3, 4, 3), 10, np.uint8), np.full((2, 3, 4, 3), 20, np.uint8)
     both = figures.side_by_side([left, right], gap=1)
     assert both.shape == (2, 3, 9, 3)
-    assert both[0, 0, :, 0].tolist() == [10] * 4 + [255] + [20] * 4
+    assert both[0, 0, :, 0].tolist() == [10] * 4 + [128] + [20] * 4
     assert np.array_equal(figures.side_by_side([left]), left)
     with pytest.raises(ValueError, match="one shape"):
         figures.side_by_side([left, right[:1]])

@@ -108,10 +108,10 @@ def animation(video: UInt8[np.ndarray, "t h w 3"], fps: float, scale: int = 2) -
 
 
 def side_by_side(videos: Sequence[UInt8[np.ndarray, "t h w 3"]], gap: int = 2) -> UInt8[np.ndarray, "t h w2 3"]:
-    """Videos of one shape in a row with a white gap, so that one animation keeps them in step."""
+    """Videos of one shape in a row with a grey gap, which suits light pages and dark ones, so that one animation keeps them in step."""
     if len({video.shape for video in videos}) != 1:
         raise EvaluationError(f"videos side by side need one shape, got {sorted({video.shape for video in videos})}")
-    space = np.full((*videos[0].shape[:2], gap, 3), 255, np.uint8)
+    space = np.full((*videos[0].shape[:2], gap, 3), 128, np.uint8)
     pieces = [piece for video in videos for piece in (video, space)][:-1]
     return np.concatenate(pieces, axis=2)
 

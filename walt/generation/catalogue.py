@@ -83,13 +83,13 @@ TASKS: Mapping[str, Task] = {
     "edit": Task("a video painted over", VIDEO, {"strength": STRENGTH}, clip_fps=True),
     "vary": Task("another video like this one", VIDEO, {"strength": STRENGTH}, clip_fps=True),
     "inpaint": Task(
-        "a video with what a mask marks in white painted anew",
+        "a video painted anew where a mask is white",
         {"video": "video", "mask": "mask"},
         {"keep_pixels": KEEP},
         clip_fps=True,
     ),
     "outpaint": Task(
-        "a video with more around it, up to a height and a width",
+        "a video with more around it",
         VIDEO,
         {"keep_pixels": KEEP},
         sizes=("height", "width"),

@@ -211,7 +211,7 @@ def _questions(studio: Studio) -> dict[str, Any]:
     }
     for name, kind in INPUTS.items():
         label = name.replace("_", " ").capitalize()
-        fields[name] = gradio.File(label=label, file_types=list(FILES[kind]), visible=False, height=110, elem_id=name)
+        fields[name] = gradio.File(label=label, file_types=list(FILES[kind]), visible=False, height=150, elem_id=name)
     for name, option in OPTIONS.items():
         fields[name] = _field(name, option)
     return fields
@@ -259,41 +259,28 @@ class Events:
 
     def make(self, request: gradio.Request, videos: list[Video], *values: Any) -> Iterator[dict[Any, Any]]:
         """Makes a video; yields what changes on the page meanwhile."""
-        answer, update = self._answer, gradio.update
+        answer = self._answer
         told = dict(zip(self._names, values))
         try:
             asked = self._studio.request(told.pop("task"), told)
             yield {
                 answer.status: show.status("Begun; a size that was not asked for before is compiled first"),
-                answer.stage: update(value=show.hint("…"), visible=True),
-                **dict.fromkeys((answer.video, answer.facts, answer.download), update(visible=False)),
+                **self._nothing("…"),
             }
             for news in self._studio.make(_owner(request), asked):
-                if isinstance(news, Waiting):
-                    yield {answer.status: show.waiting(news)}
-                    continue
-                if isinstance(news, Progress):
-                    yield {
-                        answer.status: show.progress(news),
-                        answer.stage: show.moving(news.preview, asked.record.fps),
-                    }
+                if not isinstance(news, Video):
+                    yield self._under_way(news, asked.record.fps)
                     continue
                 videos = [news, *videos][:SHOWN]
                 pictures = [(str(each.moving), show.caption(each.record)) for each in videos]
-                yield {
-                    **self._shown(news),
-                    self._videos: videos,
-                    self._gallery: gradio.update(value=pictures, visible=True),
-                }
+                gallery = {self._gallery: gradio.update(value=pictures, visible=True)}
+                yield {**self._shown(news), **gallery, self._videos: videos}
         except Stopped:
-            yield {answer.status: show.status("Stopped"), answer.stage: show.hint("Stopped.")}
+            yield {answer.status: show.status("Stopped"), **self._nothing("Stopped.")}
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "walt":
                 raise
-            yield {
-                answer.status: show.status("Not made"),
-                answer.stage: update(value=show.hint(str(error)), visible=True),
-            }
+            yield {answer.status: show.status("Not made"), **self._nothing(str(error))}
             raise gradio.Error(show.escaped(error), title="Not possible", print_exception=False) from error
 
     def stop(self, request: gradio.Request) -> str:
@@ -312,6 +299,19 @@ class Events:
         """Shows the fields of a task, and hides those of others."""
         chosen = TASKS[task] if task in TASKS else TASKS["generate"]
         return [gradio.update(visible=name in (*chosen.inputs, *chosen.options, *chosen.sizes)) for name in TASK_FIELDS]
+
+    def _under_way(self, news: Waiting | Progress, fps: float) -> dict[Any, Any]:
+        """Where a video is that is not made yet."""
+        answer = self._answer
+        if isinstance(news, Waiting):
+            return {answer.status: show.waiting(news)}
+        return {answer.status: show.progress(news), answer.stage: show.moving(news.preview, fps)}
+
+    def _nothing(self, text: str) -> dict[Any, Any]:
+        """A line in place of a video."""
+        answer, update = self._answer, gradio.update
+        hidden = dict.fromkeys((answer.video, answer.facts, answer.download), update(visible=False))
+        return {answer.stage: update(value=show.hint(text), visible=True), **hidden}
 
     def _shown(self, video: Video) -> dict[Any, Any]:
         answer, update = self._answer, gradio.update
