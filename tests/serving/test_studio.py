@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from walt.data import media
-from walt.generation.catalogue import TASKS
+from walt.generation.catalogue import INPUTS, TASKS
 from walt.generation.record import RecordError, generate, read_record
 from walt.generation.request import GenerationError
 from walt.serving import show
@@ -98,7 +98,7 @@ def test_every_task_of_the_table_makes_a_video(studio, files, task):
         "height": 24,
         "width": 32,
     }
-    request = studio.request(task, values | files)
+    request = studio.request(task, values | {name: files[name] for name in INPUTS})
     assert set(request.record.inputs) == set(TASKS[task].inputs) and request.record.task == task
     assert request.record.conditioning == ("replacement" if request.inputs else "")
     *news, video = studio.make("a", request)
