@@ -11,5 +11,5 @@ from walt.serving.studio import Studio
 
 @pytest.fixture(scope="module")
 def studio(tiny_bundle, tmp_path_factory):  # noqa: F811
-    limits = Limits(max_frames=9, max_side=64, max_steps=400, max_megabytes=1, max_characters=200, max_queue=4)
+    limits = Limits(max_frames=12, max_side=64, max_steps=400, max_megabytes=1, max_characters=200, max_queue=4)
     return Studio(Cascade([Pipeline(tiny_bundle)]), limits, tmp_path_factory.mktemp("videos"))

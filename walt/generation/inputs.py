@@ -56,4 +56,4 @@ def expected_frames(
         return num_frames
     added = options.get("seconds", 0.0) * fps * (2 if options.get("direction") == "both" else 1)
     given = sum(len(pixels) for name, pixels in inputs.items() if task.inputs[name] == "video")
-    return round((given + added) * options.get("factor", 1)) if given else num_frames
+    return round(given + added - 1) * options.get("factor", 1) + 1 if given else num_frames
