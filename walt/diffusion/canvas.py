@@ -78,12 +78,10 @@ class Course(NamedTuple):
             return jnp.full(self.canvas.mask.shape[:2], t, self.canvas.known.dtype)
         return jnp.maximum(jnp.minimum(t, self.level), self.floor)
 
-    def moves(self, t: Array, after: Array) -> Bool[Array, ""] | bool:
-        """Whether the step between these times changes any frame that is not held as a whole."""
-        if self.level is None:
-            return True
+    def moves(self, t: Array, after: Array) -> Bool[Array, " b"]:
+        """Rows of which the step between these times changes a frame that is not held as a whole."""
         free = self.canvas.mask.min((2, 3, 4)) <= 0
-        return jnp.any(free & (self.time(after) < self.time(t)))
+        return (free & (self.time(after) < self.time(t))).any(1)
 
     def place(self, x: Float[Array, "b f h w c"], t: Array) -> Float[Array, "b f h w c"]:
         """`x` at `t`, with frames that have not begun, or never move, at their level."""

@@ -76,7 +76,7 @@ TASKS: Mapping[str, Task] = {
     "connect": Task(
         "two videos with a transition between them",
         {"first": "video", "second": "video"},
-        {"keep_pixels": KEEP},
+        {"seconds": SECONDS, "keep_pixels": KEEP},
         clip_fps=True,
     ),
     "loop": Task("a video that repeats without a seam"),
@@ -97,7 +97,7 @@ TASKS: Mapping[str, Task] = {
     "interpolate": Task(
         "a video with more frames per second",
         VIDEO,
-        {"factor": Option("Times as many frames", 2, 2, 8)},
+        {"factor": Option("Times as many frames", 2, 2, 8), "strength": STRENGTH},
         faster="factor",
     ),
 }
