@@ -100,7 +100,7 @@ def test_a_mistake_is_a_sentence_and_the_page_goes_on(page):
     wait_for_status(page, "Done")
 
 
-def test_a_stopped_video_is_not_made_and_the_next_one_is(page):
+def test_a_stopped_video_is_not_made_and_the_next_one_is(page, slow_steps):
     page.fill("#prompt textarea", "a blue box")
     page.click("text=Settings")
     set_number(page, "steps", 400)

@@ -95,7 +95,7 @@ def test_an_upload_is_used_and_a_bad_one_is_a_sentence(client, tmp_path):
     assert "/" not in str(error.value)
 
 
-def test_requests_wait_for_each_other_and_a_stopped_one_ends(address):
+def test_requests_wait_for_each_other_and_a_stopped_one_ends(address, slow_steps):
     first, second = (gradio_client.Client(address, verbose=False) for _ in range(2))
     long = first.submit(*fields(steps=400).values(), api_name="/make")
     short = second.submit(*fields().values(), api_name="/make")
