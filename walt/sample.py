@@ -7,6 +7,18 @@ The suffix of `--output` decides: .mp4, .webm, .gif and .webp are videos (one fi
 .png is a contact sheet, one row of frames per prompt. Without `--checkpoint` the small model that comes with the
 package is used. `--cascade` names super-resolution models, the smallest first, that make its videos larger.
 
+`--task` names another task than making a video of a prompt, and flags give it what it takes:
+
+    walt sample --task=animate --image=boxer.png --prompt="a game of Boxing" --output=boxing.mp4
+    walt sample --task=extend --video=in.mp4 --seconds=2 --direction=both --prompt="..." --output=out.mp4
+    walt sample --task=connect --first=a.mp4 --second=b.mp4 --prompt="..." --output=out.mp4
+    walt sample --task=inpaint --video=in.mp4 --mask=white_where_new.png --prompt="..." --output=out.mp4
+    walt sample --task=keyframes --keyframes=0:a.png,16:b.png --prompt="..." --output=out.mp4
+    walt sample --task=stream --prompt="..." --prompt="..." --num_frames=1000 --output=out.mp4
+    walt sample --task=storyboard --storyboard=shots.yaml --output=out.mp4
+
+The others are predict, loop, edit, vary, outpaint (--height, --width) and interpolate (--factor).
+
 A prompt may weigh its words: "a (red car:1.3)". `--rewriter` has prompts written out before the model reads them: rules:FILE (JSON:
 {"replace": {"car": "a red car"}, "after": ", by day"}), command:PROGRAM (prompt on its standard input, the new one on its output), or the
 address of a server that speaks OpenAI's chat protocol, such as http://127.0.0.1:8080/v1 (key, if any, in WALT_REWRITER_KEY).
@@ -20,21 +32,28 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from walt import command
+from walt.config import nearest
 from walt.data import caption_files, media
+from walt.generation.catalogue import INPUTS, OPTIONS, TASKS
 from walt.parallel.config import MeshConfig
 
 if TYPE_CHECKING:
     from walt.generation.cascade import Cascade
+    from walt.generation.pipeline import Pipeline
     from walt.generation.record import Record
 
+FREE_TASKS = ("keyframes", "stream", "storyboard")
+"""Those that are in no table."""
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
 SUFFIXES = (*VIDEO_SUFFIXES, ".png")
 
@@ -70,6 +89,19 @@ class Arguments(command.HostArguments):
     )
     rewriter_model: str = command.flag("What the address calls its language model.", default="default")
     rewriter_timeout: float = command.flag("Seconds that the rewriter may take for a prompt.", default=30.0)
+    task: str = command.flag("What to do: see above.", default="generate")
+    image: str | None = command.flag("Picture that the video begins with.", default=None)
+    video: str | None = command.flag("Video that the task is about.", default=None)
+    first: str | None = command.flag("Video that a transition comes from.", default=None)
+    second: str | None = command.flag("Video that it goes to.", default=None)
+    mask: str | None = command.flag("Picture that is white where the video is painted anew.", default=None)
+    keyframes: tuple[str, ...] = command.flag("FRAME:PICTURE, comma-separated.", default=())
+    storyboard: str | None = command.flag("JSON or YAML file of shots.", default=None)
+    seconds: float | None = command.flag("Seconds to add, or of a transition.", default=None)
+    direction: str | None = command.flag("Of extend: forward, backward or both.", default=None)
+    strength: float | None = command.flag("How much of the video is forgotten, 0 to 1.", default=None)
+    factor: int | None = command.flag("Times as many frames per second.", default=None)
+    keep_pixels: bool | None = command.flag("Keep the very pixels of what is given.", default=None)
     fps: float | None = command.flag("Frames per second of the file; by default the model's.", default=None)
     captions: bool = command.flag(
         "Write each prompt into a .txt beside its video, where `walt evaluate` looks for it.", default=False
@@ -106,9 +138,13 @@ def main(argv: Sequence[str]) -> None:
     model = Cascade.load(checkpoints, mesh)
     for checkpoint, pipeline in zip(checkpoints, model.stages):
         print(f"{checkpoint}: {pipeline.describe()}")
-    record = resolve(arguments, prompts, like, model)
+    if arguments.task in FREE_TASKS:
+        perform(arguments, prompts, model.stages[0], output)
+        return
+    inputs, clip_fps = read_inputs(arguments, model)
+    record = resolve(arguments, prompts, like, model, inputs, clip_fps)
     start = time.monotonic()
-    videos = records.generate(model, record, batch_size=arguments.batch_size)
+    videos = records.generate(model, record, inputs, arguments.batch_size)
     record = record.sized(videos)
     if jax.process_index() > 0:
         return
@@ -131,7 +167,13 @@ def main(argv: Sequence[str]) -> None:
 def check(arguments: Arguments) -> None:
     """Refuses flags that cannot be, before anything is loaded."""
     sources = [name for name in ("prompt", "prompts_file") if getattr(arguments, name) is not None]
-    if not sources and arguments.like is None:
+    if arguments.task not in TASKS and arguments.task not in FREE_TASKS:
+        names = (*TASKS, *FREE_TASKS)
+        raise command.CommandError(
+            f"--task must be one of {', '.join(names)}, got {arguments.task!r}{nearest(arguments.task, names)}"
+        )
+    _check_inputs(arguments)
+    if not sources and arguments.like is None and arguments.task != "storyboard":
         raise command.CommandError("--prompt is missing: what the video should show (or --prompts_file, or --like)")
     if len(sources) == 2:
         raise command.CommandError("--prompt and --prompts_file both name prompts; give one of them")
@@ -151,18 +193,92 @@ def check(arguments: Arguments) -> None:
         raise command.CommandError(f"--scale must be between 1 and 64, got {arguments.scale}")
 
 
+def _check_inputs(arguments: Arguments) -> None:
+    takes = {"keyframes": {"keyframes"}, "storyboard": {"storyboard"}, "stream": {"video"}}.get(arguments.task)
+    if takes is None:
+        takes = {*TASKS[arguments.task].inputs, *TASKS[arguments.task].options}
+    for name in (*INPUTS, *OPTIONS, "keyframes", "storyboard"):
+        given = getattr(arguments, name) not in (None, ())
+        if given and name not in takes:
+            raise command.CommandError(f"--{name} is not for --task={arguments.task}")
+    needed = [*TASKS[arguments.task].inputs] if arguments.task in TASKS else [*takes - {"video"}]
+    for name in needed:
+        if getattr(arguments, name) in (None, ()):
+            raise command.CommandError(f"--{name} is missing, which --task={arguments.task} needs")
+    if arguments.cascade and arguments.task != "generate":
+        raise command.CommandError(f"--task={arguments.task} is of one model: leave --cascade out")
+
+
+def read_inputs(arguments: Arguments, model: Cascade) -> tuple[dict[str, np.ndarray], float | None]:
+    """The files of a task, and the frame rate of the first video among them."""
+    from walt.generation.inputs import read_input
+
+    size, inputs, rates = model.stages[0].check_size(), {}, []
+    for name, kind in TASKS[arguments.task].inputs.items():
+        inputs[name], rate = read_input(kind, getattr(arguments, name), size)
+        rates += [] if rate is None else [rate]
+    return inputs, rates[0] if rates else None
+
+
+def perform(arguments: Arguments, prompts: Sequence[str], pipeline: Pipeline, output: Path) -> None:
+    """A task that takes more than a table says: writes its video, as it comes."""
+    if output.suffix.lower() not in (".mp4", ".webm"):
+        raise command.CommandError(f"--task={arguments.task} writes .mp4 or .webm, got {output}")
+    chosen = {name: getattr(arguments, name) for name in ("steps", "guidance", "solver", "negative_prompt")}
+    options: dict[str, Any] = {"seed": arguments.seed or 0, **chosen}
+    if arguments.task == "storyboard":
+        frames: Iterable[np.ndarray] = pipeline.storyboard(str(arguments.storyboard), **options)
+    elif arguments.task == "keyframes":
+        pictures = {frame: media.read_image(path) for frame, path in map(_keyframe, arguments.keyframes)}
+        frames = pipeline.keyframes(pictures, prompts[0], num_frames=arguments.num_frames, **options)
+    else:
+        video = None if arguments.video is None else media.read_video(arguments.video)[0]
+        count = 60 * round(pipeline.fps) if arguments.num_frames is None else arguments.num_frames
+        frames = islice(pipeline.stream(list(prompts), video=video, **options), count)
+    count = 0
+    with media.video_writer(output, arguments.fps or pipeline.fps) as write:
+        for frame in frames:
+            scale = arguments.scale or max(1, -(-256 // min(frame.shape[:2])))
+            write(frame.repeat(scale, axis=0).repeat(scale, axis=1)[None])
+            count += 1
+    print(f"wrote {output}: {count} frames, conditioned by {pipeline.conditioning}")
+
+
+def _keyframe(text: str) -> tuple[int, str]:
+    frame, colon, path = text.partition(":")
+    if not colon or not frame.isdigit():
+        raise command.CommandError(f"--keyframes are FRAME:PICTURE, such as 0:first.png, got {text!r}")
+    return int(frame), path
+
+
 SETTINGS = ("negative_prompt", "num_frames", "height", "width", "fps", "steps", "guidance", "solver", "seed")
 
 
-def resolve(arguments: Arguments, prompts: Sequence[str], like: Record | None, model: Cascade) -> Record:
+def resolve(
+    arguments: Arguments,
+    prompts: Sequence[str],
+    like: Record | None,
+    model: Cascade,
+    inputs: Mapping[str, np.ndarray] = MappingProxyType({}),
+    clip_fps: float | None = None,
+) -> Record:
     """What is to be made: flags, behind them what `like` says, behind that what the model does by itself."""
     from walt.generation import record as records
 
     told = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    options = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
+    if clip_fps is not None and TASKS[arguments.task].clip_fps:
+        options["clip_fps"] = clip_fps
+    if arguments.task != "generate":
+        told |= {"task": arguments.task, "options": options, "inputs": inputs}
     if like is not None:
         if not arguments.other_model:
             like.check_models(str(arguments.like), model)
-        told = like.settings() | told
+        if like.task != arguments.task:
+            raise command.CommandError(
+                f"{arguments.like} was made by --task={like.task}: name that, with its files, beside --like"
+            )
+        told = like.settings() | told | ({"options": {**like.options, **options}} if options or like.options else {})
         if not prompts:
             return records.resolve(model, like.prompts, given=like.given, rewriter=like.rewriter, **told)
     if arguments.rewriter is None:

@@ -153,9 +153,9 @@ def test_steps_may_be_visited_again():
 def test_a_row_depends_on_its_own_canvas_only():
     known = jax.random.normal(jax.random.key(1), (4, *SHAPE))
     mask = jnp.zeros((4, *SIZE, 1)).at[1, :2].set(1).at[2, :, 2].set(1)
-    level = jnp.ones((4, 5)).at[3].set(0.5)
+    level = jnp.ones((4, 5)).at[3].set(0.5)  # which waits while the others move
     config, keys = SamplerConfig(steps=4, eta=0.5), jax.random.split(jax.random.key(0), 4)
-    draw = jax.jit(lambda k, c: sample(lambda x, t, _: jnp.tanh(x), SCHEDULE, config, SHAPE, k, canvas=c))
+    draw = jax.jit(lambda k, c: sample(lambda x, t, last: jnp.tanh(x + last), SCHEDULE, config, SHAPE, k, canvas=c))
     together = draw(keys, Canvas(known, mask, level))
     for row in range(4):
         alone = draw(keys[row : row + 1], Canvas(*(x[row : row + 1] for x in (known, mask, level))))

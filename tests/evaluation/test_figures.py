@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_side_by_side_keeps_order_and_shape():
     left, right = np.full((2, 3, 4, 3), 10, np.uint8), np.full((2, 3, 4, 3), 20, np.uint8)
     both = figures.side_by_side([left, right], gap=1)
     assert both.shape == (2, 3, 9, 3)
-    assert both[0, 0, :, 0].tolist() == [10] * 4 + [255] + [20] * 4
+    assert both[0, 0, :, 0].tolist() == [10] * 4 + [128] + [20] * 4
     assert np.array_equal(figures.side_by_side([left]), left)
     with pytest.raises(ValueError, match="one shape"):
         figures.side_by_side([left, right[:1]])
@@ -102,3 +103,18 @@ def test_a_wide_positive_range_is_drawn_logarithmically():
     assert figures.curve_svg(steps, wide, "x") != figures.curve_svg(steps, wide, "x", log_scale=False)
     with_zero = wide - 1
     assert figures.curve_svg(steps, with_zero, "x") == figures.curve_svg(steps, with_zero, "x", log_scale=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.00025, "2.5e-4"), (-3e-5, "-3e-5"), (0.001, "0.001"), (12.345, "12.3"), (1e6, "1e+06")],
+)
+def test_numbers_beside_a_curve_are_short(value, text):
+    assert figures.short(value) == text
+
+
+def test_a_curve_that_stands_still_has_ticks_that_differ():
+    svg = base64.b64decode(figures.curve_svg(np.arange(50.0), np.full(50, 1e-4), "rate").partition(",")[2]).decode()
+    labels = re.findall(r"<text [^>]*>([^<]+)</text>", svg)
+    ticks = [label for label in labels if "e-" in label or label == "0"]
+    assert "1e-4" in ticks and len(ticks) > 2 and len(ticks) - len(set(ticks)) <= 1  # one 0 for each axis

@@ -43,8 +43,8 @@ def test_a_record_leaves_nothing_open(record, model):
     np.testing.assert_array_equal(generate(model, record), expected)
     second = generate(model, record.of_row(1))[0]
     assert record.of_row(1).prompts == (BOX,) and np.abs(second.astype(int) - expected[1]).max() <= 1
-    with pytest.raises(GenerationError, match="at most 5 frames"):
-        resolve(model, [BALL], num_frames=6)
+    with pytest.raises(GenerationError, match="num_frames must be a positive integer"):
+        resolve(model, [BALL], num_frames=0)
     with pytest.raises(GenerationError, match="negative_prompt is empty"):
         resolve(model, [BALL], negative_prompt=" ")
 
@@ -101,6 +101,9 @@ def test_other_files_are_named(tmp_path, suffix):
         ({"options": []}, "options must be dict"),
         ({"inputs": {"a\r": "b"}}, "control characters"),
         ({"solver": None}, "solver must be str"),
+        ({"num_frames": 10**9}, "num_frames is 1000000000, which is not within 1 to"),
+        ({"height": 0}, "height is 0, which is not within"),
+        ({"width": -(10**400)}, "width is -1000"),
     ],
 )
 def test_records_that_are_none(record, changes, message):
@@ -126,7 +129,6 @@ def test_a_field_that_is_missing(record):
 def test_a_hostile_record_is_refused_as_any_request(record, model):
     for changes, message in (
         ({"steps": 10**9}, "steps"),
-        ({"num_frames": 10**9}, "at most"),
         ({"seed": -1}, "seed"),
         ({"row": 2**40}, "row"),
         ({"solver": "rm"}, "solver"),

@@ -70,7 +70,7 @@ def test_a_video_is_made_shown_kept_and_made_again(page, studio, tmp_path):
     page.click("#go")
     page.wait_for_selector("#stage img")
     wait_for_status(page, "Done")
-    page.wait_for_function("document.querySelector('#video video')?.readyState >= 2")
+    page.wait_for_function("document.querySelector('#result video')?.readyState >= 2")
     facts = page.inner_text("#facts")
     assert "a red ball moves left" in facts and "11" in facts and "walt sample --like=" in facts
     with page.expect_download() as download:
@@ -100,7 +100,7 @@ def test_a_mistake_is_a_sentence_and_the_page_goes_on(page):
     wait_for_status(page, "Done")
 
 
-def test_a_stopped_video_is_not_made_and_the_next_one_is(page):
+def test_a_stopped_video_is_not_made_and_the_next_one_is(page, slow_steps):
     page.fill("#prompt textarea", "a blue box")
     page.click("text=Settings")
     set_number(page, "steps", 400)

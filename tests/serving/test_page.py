@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from walt.data import media
+from walt.generation.catalogue import INPUTS, OPTIONS
 from walt.generation.record import generate, read_record
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install walt[serve]")
@@ -35,8 +37,10 @@ def client(address):
 
 def fields(**values):
     """What the page sends, by name and in its order."""
-    chosen = {"task": "generate", "prompt": BALL, "negative_prompt": "", "seed": 3, "steps": 4, "guidance": 2.0}
-    return chosen | {"num_frames": 5, "height": 16, "width": 16, "fps": 12.5} | values
+    chosen = {"task": "generate", "prompt": BALL, "negative_prompt": "", **dict.fromkeys(INPUTS)}
+    chosen |= {name: option.default for name, option in OPTIONS.items()}
+    chosen |= {"seed": 3, "steps": 4, "guidance": 2.0, "num_frames": 5, "height": 16, "width": 16, "fps": None}
+    return chosen | values
 
 
 def request(studio, **values):
@@ -48,7 +52,7 @@ def test_a_video_is_made_and_given_out_with_its_record(client, studio):
     job = client.submit(*fields().values(), api_name="/make")
     path = next(Path(value) for value in _strings(job.result(120)) if value.endswith(".mp4"))
     record = read_record(path)
-    assert record == request(studio) and record.seed == 3
+    assert record == request(studio).record and record.seed == 3
     np.testing.assert_array_equal(media.read_video(path)[0].shape, (5, 256, 256, 3))
     assert any("Step " in text for output in job.outputs() for text in _strings(output))
     expected = generate(studio.model, record)[0]
@@ -68,7 +72,7 @@ def _strings(value):
     [
         ({"prompt": " "}, "prompt 0 is empty"),
         ({"steps": 401}, "400"),
-        ({"height": 10**6}, "at most 5 frames of 16x16"),
+        ({"height": 10**6}, "at most 64 pixels of height, got a request for 1000000"),
         ({"prompt": "(<b>ball</b>:9)"}, "&lt;b&gt;ball&lt;/b&gt;:9.* has a weight out of range"),
     ],
 )
@@ -77,7 +81,21 @@ def test_what_cannot_be_is_said_in_a_sentence(client, values, message):
         client.predict(*fields(**values).values(), api_name="/make")
 
 
-def test_requests_wait_for_each_other_and_a_stopped_one_ends(address):
+def test_an_upload_is_used_and_a_bad_one_is_a_sentence(client, tmp_path):
+    Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(tmp_path / "grey.png")
+    told = fields(task="animate", image=gradio_client.handle_file(tmp_path / "grey.png"))
+    path = next(
+        Path(value) for value in _strings(client.predict(*told.values(), api_name="/make")) if value.endswith(".mp4")
+    )
+    assert read_record(path).task == "animate" and set(read_record(path).inputs) == {"image"}
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    told["image"] = gradio_client.handle_file(tmp_path / "bad.png")
+    with pytest.raises(Exception, match=r"bad\.png cannot be read as an image") as error:
+        client.predict(*told.values(), api_name="/make")
+    assert "/" not in str(error.value)
+
+
+def test_requests_wait_for_each_other_and_a_stopped_one_ends(address, slow_steps):
     first, second = (gradio_client.Client(address, verbose=False) for _ in range(2))
     long = first.submit(*fields(steps=400).values(), api_name="/make")
     short = second.submit(*fields().values(), api_name="/make")

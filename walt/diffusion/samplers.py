@@ -164,8 +164,15 @@ def take_steps(
         if course is None or course.level is None:
             return Draft(*step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0)))
         x = course.place(x, here.t)
-        moved = lambda: step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0))  # noqa: E731
-        return Draft(*jax.lax.cond(course.moves(here.t, after.t), moved, lambda: (x, previous_x0)))
+        # A row that waits is left alone, whatever its neighbours do: its first step has no estimate before it.
+        rows = course.moves(here.t, after.t)
+
+        def moved() -> tuple[Array, Array]:
+            x_made, x0_made = step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0))
+            where = over_frames(rows, x) > 0
+            return jnp.where(where, x_made, x), jnp.where(where, x0_made, previous_x0)
+
+        return Draft(*jax.lax.cond(rows.any(), moved, lambda: (x, previous_x0)))
 
     draft = jax.lax.fori_loop(*span, advance, draft)
     if course is None:

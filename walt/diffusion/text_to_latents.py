@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from walt.diffusion import circular as ring
 from walt.diffusion import guidance
 from walt.diffusion.conditions import Conditions, TextCondition
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
@@ -54,11 +55,12 @@ def text_to_latents(
     strength: Float[Array, ""] | float | None = None,
     negative: Prompts | None = None,
     given: Conditions | None = None,
+    circular: bool = False,
 ) -> Float[Array, "b f h w c"]:
     """One video's latents of `shape` (F, h, w, c) per prompt; see `take_text_steps` for the arguments."""
     draft = begin_latents(denoiser, keys, shape, diffusion, sampler, given=given)
     span = (0, sampler.turns)
-    options: Any = {"strength": strength, "negative": negative, "given": given}
+    options: Any = {"strength": strength, "negative": negative, "given": given, "circular": circular}
     latents = take_text_steps(denoiser, prompts, keys, draft, span, diffusion, sampler, **options).x
     return constrain(latents, "batch", None, "context", None, None)
 
@@ -75,6 +77,7 @@ def take_text_steps(
     strength: Float[Array, ""] | float | None = None,
     negative: Prompts | None = None,
     given: Conditions | None = None,
+    circular: bool = False,
 ) -> Draft:
     """The draft of one video per prompt after some of the sampler's turns.
 
@@ -82,7 +85,7 @@ def take_text_steps(
       denoiser: bound to its parameters.
       prompts: captions, or labels for a model of classes; None for a model that reads neither.
       keys: one random key per video; a video depends on its own key and conditions only.
-      draft: what the steps before have left, or `begin_latents`.
+      draft: what the steps before have left, or `begin_latents`. Videos of a single frame are stills, as those of training are.
       span: from which turn up to which, of `sampler.turns`; numbers that may be traced.
       diffusion: what the denoiser was trained with.
       sampler: steps, solver, guidance.
@@ -92,6 +95,7 @@ def take_text_steps(
       given: all other conditions: known latents and levels, see `Canvas`, low resolution, scalars. Guidance leaves them in, except
         that `sampler.known_guidance` other than 1 adds a branch without the known latents. A denoiser without a canvas is not shown what is known; it sees it
         with the noise of the time, in place of what it would have made there.
+      circular: the frames are a ring, see `circular`; there may be any number of them.
     """
     strength = sampler.guidance if strength is None else strength
     schedule, frames = diffusion.make_schedule(draft.x.shape[1:]), draft.x.shape[1]
@@ -112,7 +116,13 @@ def take_text_steps(
             copies = x_t.shape[0] // canvas.mask.shape[0]
             hidden = (jnp.concatenate([canvas.mask] * copies) > 0) & (conditions.known_mask == 0)
             previous_x0 = jnp.where(hidden, 0.0, previous_x0)
-        return denoiser(seen, time, previous_x0, is_image=jnp.zeros(x_t.shape[0], bool), conditions=conditions)
+        if circular:
+            window = denoiser.config.latent_shape[0]
+            seen, time, previous_x0 = (ring.windows(x, window) for x in (seen, time, previous_x0))
+            conditions = ring.windowed(conditions, window, frames)
+        still = jnp.full(seen.shape[0], frames == 1)
+        value = denoiser(seen, time, previous_x0, is_image=still, conditions=conditions)
+        return ring.merged(value, frames) if circular else value
 
     conditional = given if prompts is None else _prompted(denoiser, given, prompts, frames, drop=False)
     branches: list[Conditions] = [conditional]  # from that of nothing to that of everything

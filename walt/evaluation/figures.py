@@ -67,7 +67,10 @@ def curve_svg(
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_minor_locator(ticker.NullLocator())
-        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}"))
+        elif np.ptp(values) <= 1e-6 * np.abs(values).max():  # within what ticks could tell apart
+            middle = float(values[-1])
+            axes.set_ylim(*sorted((0.0, 2 * middle)) if middle else (-1.0, 1.0))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
         axes.set_title(title, loc="left", color=_TEXT, fontsize=10)
         axes.set_xlabel(along, color=_TEXT)
         axes.tick_params(colors=_TEXT, which="both", length=0)
@@ -77,6 +80,14 @@ def curve_svg(
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return data_uri("image/svg+xml", file.getvalue().encode())
+
+
+def short(value: float) -> str:
+    """A number in six characters or so, which is what the margin of a curve holds."""
+    if value == 0 or not 0 < abs(value) < 1e-3:
+        return f"{value:.3g}"
+    exponent = math.floor(math.log10(abs(value)))
+    return f"{value / 10**exponent:.2g}e{exponent}"
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
@@ -108,10 +119,10 @@ def animation(video: UInt8[np.ndarray, "t h w 3"], fps: float, scale: int = 2) -
 
 
 def side_by_side(videos: Sequence[UInt8[np.ndarray, "t h w 3"]], gap: int = 2) -> UInt8[np.ndarray, "t h w2 3"]:
-    """Videos of one shape in a row with a white gap, so that one animation keeps them in step."""
+    """Videos of one shape in a row with a grey gap, which suits light pages and dark ones, so that one animation keeps them in step."""
     if len({video.shape for video in videos}) != 1:
         raise EvaluationError(f"videos side by side need one shape, got {sorted({video.shape for video in videos})}")
-    space = np.full((*videos[0].shape[:2], gap, 3), 255, np.uint8)
+    space = np.full((*videos[0].shape[:2], gap, 3), 128, np.uint8)
     pieces = [piece for video in videos for piece in (video, space)][:-1]
     return np.concatenate(pieces, axis=2)
 

@@ -76,20 +76,20 @@ TASKS: Mapping[str, Task] = {
     "connect": Task(
         "two videos with a transition between them",
         {"first": "video", "second": "video"},
-        {"keep_pixels": KEEP},
+        {"seconds": SECONDS, "keep_pixels": KEEP},
         clip_fps=True,
     ),
     "loop": Task("a video that repeats without a seam"),
     "edit": Task("a video painted over", VIDEO, {"strength": STRENGTH}, clip_fps=True),
     "vary": Task("another video like this one", VIDEO, {"strength": STRENGTH}, clip_fps=True),
     "inpaint": Task(
-        "a video with what a mask marks in white painted anew",
+        "a video painted anew where a mask is white",
         {"video": "video", "mask": "mask"},
         {"keep_pixels": KEEP},
         clip_fps=True,
     ),
     "outpaint": Task(
-        "a video with more around it, up to a height and a width",
+        "a video with more around it",
         VIDEO,
         {"keep_pixels": KEEP},
         sizes=("height", "width"),
@@ -97,7 +97,7 @@ TASKS: Mapping[str, Task] = {
     "interpolate": Task(
         "a video with more frames per second",
         VIDEO,
-        {"factor": Option("Times as many frames", 2, 2, 8)},
+        {"factor": Option("Times as many frames", 2, 2, 8), "strength": STRENGTH},
         faster="factor",
     ),
 }

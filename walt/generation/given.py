@@ -1,4 +1,4 @@
-"""What a call gives a model beside prompts: latents of low resolution, latents of known first frames, numbers."""
+"""What a call gives a model beside prompts: latents of low resolution, a canvas of what is known, numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from walt.diffusion.canvas import Canvas
 from walt.diffusion.conditions import Conditions, given_low_resolution
 from walt.diffusion.process import Schedule
 
@@ -17,12 +18,12 @@ class Given(NamedTuple):
 
     Attributes:
       low_resolution: clean latents of the videos to make larger.
-      first: clean latents of the first frames.
+      canvas: what is known, and the level of every frame.
       scalars: frame rate and motion, see `walt.transformer.config.SCALARS`.
     """
 
     low_resolution: Float[Array, "b f i j c"] | None = None
-    first: Float[Array, "b k h w c"] | None = None
+    canvas: Canvas | None = None
     scalars: dict[str, Float[Array, " b"]] | None = None
 
     def conditions(
@@ -37,9 +38,6 @@ class Given(NamedTuple):
         for name, values in (self.scalars or {}).items():
             scalars[name] = jnp.broadcast_to(values[:, None], (rows, frames))
         given = given._replace(scalars=scalars or None)
-        if self.first is None:
+        if self.canvas is None:
             return given
-        count = self.first.shape[1]
-        known = jnp.zeros((rows, *shape), self.first.dtype).at[:, :count].set(self.first)
-        mask = jnp.zeros((rows, *shape[:-1], 1), self.first.dtype).at[:, :count].set(1.0)
-        return given._replace(known=known, known_mask=mask)
+        return given._replace(known=self.canvas.known, known_mask=self.canvas.mask, level=self.canvas.level)

@@ -26,12 +26,31 @@ def read_input(
     return (as_picture(picture, size, "mask")[0].max(axis=-1) > 127 if kind == "mask" else picture), None
 
 
+def as_option(name: str, value: Any) -> Any:
+    """The value of an option of some task, of the kind that it has: a browser sends 3.0 for 3. `GenerationError` for what is none."""
+    option, shown = OPTIONS[name], repr(str(value)[:40])
+    if isinstance(option.default, bool):
+        if not isinstance(value, bool):
+            raise GenerationError(f"{name} must be true or false, got {shown}")
+        return value
+    if option.choices:
+        if value not in option.choices:
+            raise GenerationError(f"{name} must be one of {', '.join(option.choices)}, got {shown}")
+        return value
+    whole = isinstance(option.default, int)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not option.low <= value <= option.high or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise GenerationError(f"{name} must be {kind} from {option.low:g} to {option.high:g}, got {shown}")
+    return int(value) if whole else float(value)
+
+
 def expected_frames(
-    task: Any, num_frames: int, options: dict[str, Any], inputs: dict[str, np.ndarray], fps: float
+    task: Task, num_frames: int, options: Mapping[str, Any], inputs: Mapping[str, np.ndarray], fps: float
 ) -> int:
-    """How many frames a task will make, at least, before it is begun."""
+    """How many frames a task will make, as far as that can be told before it is begun."""
     if "num_frames" in task.sizes:
         return num_frames
     added = options.get("seconds", 0.0) * fps * (2 if options.get("direction") == "both" else 1)
     given = sum(len(pixels) for name, pixels in inputs.items() if task.inputs[name] == "video")
-    return max(num_frames if not given else 1, round((given + added) * options.get("factor", 1)))
+    return round(given + added - 1) * options.get("factor", 1) + 1 if given else num_frames

@@ -27,11 +27,24 @@ Weights = tuple[dict[str, Any], dict[str, Any]]  # parameters, other variables
 
 
 class GeneratorConfig(NamedTuple):
-    """What the second stage consists of."""
+    """What the second stage consists of, and what it makes.
+
+    Attributes:
+      frames: latent frames of a video; None for as many as the transformer has.
+      circular: whether they are a ring; then there may be any number of them.
+    """
 
     transformer: TransformerConfig
     text: TextEncoderConfig | None
     diffusion: DiffusionConfig
+    frames: int | None = None
+    circular: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Latents of one video."""
+        frames, *sides = self.transformer.latent_shape
+        return (self.frames or frames, *sides, self.transformer.out_channels)
 
 
 @functools.lru_cache(maxsize=8)
@@ -94,7 +107,16 @@ def sample_latents(
     """Latents of prompts and of what else is given; without `strength`, the sampler's own guidance is compiled in."""
     model, shape, conditions = _prepared(config, sampler, weights, keys, given)
     return text_to_latents(
-        model, prompts, keys, shape, config.diffusion, sampler, strength=strength, negative=negative, given=conditions
+        model,
+        prompts,
+        keys,
+        shape,
+        config.diffusion,
+        sampler,
+        strength=strength,
+        negative=negative,
+        given=conditions,
+        circular=config.circular,
     )
 
 
@@ -133,16 +155,13 @@ def sample_some(
         strength=strength,
         negative=negative,
         given=conditions,
+        circular=config.circular,
     )
 
 
 def _prepared(
     config: GeneratorConfig, sampler: SamplerConfig, weights: Weights, keys: jax.Array, given: Given
 ) -> tuple[Denoiser, tuple[int, ...], Conditions]:
-    model = denoiser(config.transformer, config.text).bind(*weights)
-    shape = (*config.transformer.latent_shape, config.transformer.out_channels)
-    return (
-        model,
-        shape,
-        given.conditions(config.diffusion.make_schedule(shape), shape, sampler.low_resolution_time, keys),
-    )
+    model, shape = denoiser(config.transformer, config.text).bind(*weights), config.shape
+    schedule = config.diffusion.make_schedule(shape)
+    return model, shape, given.conditions(schedule, shape, sampler.low_resolution_time, keys)

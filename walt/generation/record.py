@@ -33,6 +33,8 @@ Inputs = Mapping[str, np.ndarray]
 FORMAT = 1
 MAX_CHARACTERS = 2**20
 MAX_PROMPTS = 2**14
+MAX_FRAMES, MAX_SIDE = 2**16, 2**13
+"""Of a record that is read; a model may well be asked for more."""
 SETTINGS = ("num_frames", "height", "width", "fps", "steps", "guidance", "solver", "seed", "row")
 
 
@@ -251,6 +253,9 @@ def parse_record(note: str) -> Record:
     if unknown := values.keys() - fields.keys() - {"format"}:
         raise ValueError(f"{ascii(min(unknown))[:60]} is no field of a record")
     record = Record(**{name: _read(values, name, str(kind)) for name, kind in fields.items()})
+    for name, most in (("num_frames", MAX_FRAMES), ("height", MAX_SIDE), ("width", MAX_SIDE)):
+        if not 1 <= (size := getattr(record, name)) <= most:
+            raise ValueError(f"{name} is {str(size)[:20]}, which is not within 1 to {most}")
     if not record.prompts or len(record.prompts) != len(record.given):
         raise ValueError("it has no prompts, or not as many as were given")
     return record

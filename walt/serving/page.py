@@ -35,7 +35,7 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 #stage { min-height: 400px; display: flex; align-items: center; justify-content: center; text-align: center; }
 #stage img { width: 400px; max-width: 100%; border-radius: 8px; opacity: .85; }
-#stage img, #gallery img, #video video { image-rendering: pixelated; }
+#stage img, #gallery img, #result video { image-rendering: pixelated; }
 #gallery .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important; }
 #another { align-self: end; margin-bottom: 10px; }
 .walt-bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); margin-top: 6px; overflow: hidden; }
@@ -144,7 +144,7 @@ def build(studio: Studio, title: str) -> Any:
                     status=gradio.HTML(show.status("Nothing made yet"), elem_id="status"),
                     stage=gradio.HTML(show.hint("What you generate appears here."), elem_id="stage"),
                     video=gradio.Video(
-                        visible=False, autoplay=True, loop=True, show_label=False, elem_id="video", interactive=False
+                        visible=False, autoplay=True, loop=True, show_label=False, elem_id="result", interactive=False
                     ),
                     facts=gradio.HTML(visible=False, elem_id="facts"),
                     download=gradio.DownloadButton("Download", visible=False, elem_id="download"),
@@ -211,7 +211,7 @@ def _questions(studio: Studio) -> dict[str, Any]:
     }
     for name, kind in INPUTS.items():
         label = name.replace("_", " ").capitalize()
-        fields[name] = gradio.File(label=label, file_types=list(FILES[kind]), visible=False, height=110, elem_id=name)
+        fields[name] = gradio.File(label=label, file_types=list(FILES[kind]), visible=False, height=150, elem_id=name)
     for name, option in OPTIONS.items():
         fields[name] = _field(name, option)
     return fields
@@ -259,41 +259,28 @@ class Events:
 
     def make(self, request: gradio.Request, videos: list[Video], *values: Any) -> Iterator[dict[Any, Any]]:
         """Makes a video; yields what changes on the page meanwhile."""
-        answer, update = self._answer, gradio.update
+        answer = self._answer
         told = dict(zip(self._names, values))
         try:
             asked = self._studio.request(told.pop("task"), told)
             yield {
                 answer.status: show.status("Begun; a size that was not asked for before is compiled first"),
-                answer.stage: update(value=show.hint("…"), visible=True),
-                **dict.fromkeys((answer.video, answer.facts, answer.download), update(visible=False)),
+                **self._nothing("…"),
             }
             for news in self._studio.make(_owner(request), asked):
-                if isinstance(news, Waiting):
-                    yield {answer.status: show.waiting(news)}
-                    continue
-                if isinstance(news, Progress):
-                    yield {
-                        answer.status: show.progress(news),
-                        answer.stage: show.moving(news.preview, asked.record.fps),
-                    }
+                if not isinstance(news, Video):
+                    yield self._under_way(news, asked.record.fps)
                     continue
                 videos = [news, *videos][:SHOWN]
                 pictures = [(str(each.moving), show.caption(each.record)) for each in videos]
-                yield {
-                    **self._shown(news),
-                    self._videos: videos,
-                    self._gallery: gradio.update(value=pictures, visible=True),
-                }
+                gallery = {self._gallery: gradio.update(value=pictures, visible=True)}
+                yield {**self._shown(news), **gallery, self._videos: videos}
         except Stopped:
-            yield {answer.status: show.status("Stopped"), answer.stage: show.hint("Stopped.")}
+            yield {answer.status: show.status("Stopped"), **self._nothing("Stopped.")}
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "walt":
                 raise
-            yield {
-                answer.status: show.status("Not made"),
-                answer.stage: update(value=show.hint(str(error)), visible=True),
-            }
+            yield {answer.status: show.status("Not made"), **self._nothing(str(error))}
             raise gradio.Error(show.escaped(error), title="Not possible", print_exception=False) from error
 
     def stop(self, request: gradio.Request) -> str:
@@ -312,6 +299,19 @@ class Events:
         """Shows the fields of a task, and hides those of others."""
         chosen = TASKS[task] if task in TASKS else TASKS["generate"]
         return [gradio.update(visible=name in (*chosen.inputs, *chosen.options, *chosen.sizes)) for name in TASK_FIELDS]
+
+    def _under_way(self, news: Waiting | Progress, fps: float) -> dict[Any, Any]:
+        """Where a video is that is not made yet."""
+        answer = self._answer
+        if isinstance(news, Waiting):
+            return {answer.status: show.waiting(news)}
+        return {answer.status: show.progress(news), answer.stage: show.moving(news.preview, fps)}
+
+    def _nothing(self, text: str) -> dict[Any, Any]:
+        """A line in place of a video."""
+        answer, update = self._answer, gradio.update
+        hidden = dict.fromkeys((answer.video, answer.facts, answer.download), update(visible=False))
+        return {answer.stage: update(value=show.hint(text), visible=True), **hidden}
 
     def _shown(self, video: Video) -> dict[Any, Any]:
         answer, update = self._answer, gradio.update

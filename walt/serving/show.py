@@ -72,7 +72,7 @@ def facts(record: Record, file: str) -> str:
         **{name.replace("_", " ").capitalize(): value for name, value in record.options.items()},
         "Known parts": record.conditioning,
         "Model": ", ".join(f"{checksum[:12]}" for checksum in record.models),
-        "Again": f"walt sample --like={file} --output=again.mp4",
+        "Again": "" if record.inputs else f"walt sample --like={file} --output=again.mp4",
     }
     cells = "".join(
         f"<tr><td>{escaped(name)}</td><td>{escaped(value)}</td></tr>" for name, value in rows.items() if value != ""

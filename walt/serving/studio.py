@@ -131,8 +131,8 @@ class Studio:
             media.write_video(path, video, record.fps, scale=scale, note=record.to_json())
         with self._keeping:
             self._kept.append(kept)
-            old = self._kept.popleft() if len(self._kept) > KEPT else None
-        if old is not None:
+            too_old = [self._kept.popleft() for _ in range(len(self._kept) - KEPT)]
+        for old in too_old:
             old.playing.unlink(missing_ok=True)
             old.moving.unlink(missing_ok=True)
         return kept

@@ -6,6 +6,7 @@ W.A.L.T fine-tunes its text-to-video model from square to 9:16 in this way (arXi
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,23 @@ def resize(params: Tree, old: TransformerConfig, new: TransformerConfig) -> Tree
                     bias = blocks[layer]["attention"]["relative_bias"]
                     bias["table"] = _resized_bias(bias["table"], before, old.grid, after, new.grid)
     return params
+
+
+def resized_config(config: TransformerConfig, sides: tuple[int, int]) -> TransformerConfig:
+    """The config for latents of another height and width. Windows that covered a side of the old grid cover that of the new one, and others keep
+    their size."""
+    if tuple(sides) == config.latent_shape[1:]:
+        return config
+    old, new = config.grid[1:], tuple(side // config.patch for side in sides)
+
+    def fitted(window: Size3 | None) -> Size3 | None:
+        if window is None:
+            return None
+        height, width = (n if size >= o else size for size, o, n in zip(window[1:], old, new, strict=True))
+        return window[0], height, width
+
+    windows: dict[str, Any] = {name: fitted(getattr(config, name)) for name in SIZES[1:]}
+    return dataclasses.replace(config, latent_shape=(config.latent_shape[0], *sides), **windows)
 
 
 def _resized_bias(table: Array, before: Size3, old_grid: Size3, after: Size3, new_grid: Size3) -> np.ndarray:

@@ -1,0 +1,318 @@
+"""Every task at tiny size: what is known comes back, strengths are monotone, rings roll, and a seed means a video."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from walt.config import to_config_dict, to_json
+from walt.diffusion.denoiser import Denoiser
+from walt.generation import seam
+from walt.generation.bundle import Component
+from walt.generation.canvas import begun, blank, held, joined, latent_mask, stacked
+from walt.generation.long_tasks import decode_ring, in_place
+from walt.generation.pipeline import Pipeline
+from walt.generation.request import GenerationError
+from walt.generation.sampling import Sampling
+from walt.generation.storyboards import Shot, Storyboard, parse_storyboard, read_storyboard
+from walt.training.module import Functional
+
+from .conftest import random_like
+
+BALL, BOX = "a red ball moves left", "a blue box moves right"
+FRAMES = 4  # latent frames of a window: 13 pictures
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny, tiny_bundle):
+    """The tiny model with a canvas, of 13 frames of 16x16."""
+    transformer = dataclasses.replace(
+        tiny.transformer, latent_shape=(FRAMES, 2, 2), in_channels=7, canvas=True, spacetime_window=(FRAMES, 2, 2)
+    )
+    return of_transformer(transformer, tiny, tiny_bundle)
+
+
+def of_transformer(transformer, tiny, tiny_bundle):
+    abstract = Functional(lambda rngs: Denoiser(transformer, tiny.text, rngs)).abstract_params
+    config = json.loads(to_json(to_config_dict(transformer)))
+    part = Component(config, random_like(abstract, 1)["transformer"])
+    return Pipeline(dataclasses.replace(tiny_bundle, components={**tiny_bundle.components, "transformer": part}))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return np.random.default_rng(0).integers(0, 256, (13, 16, 16, 3), np.uint8)
+
+
+def close(a, b):
+    """Up to what another batch size makes of rounding."""
+    return a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 2
+
+
+def differ(a, b):
+    return np.abs(a.astype(int) - b).mean() > 1
+
+
+def test_a_canvas_holds_what_it_masks(pipeline):
+    rng = np.random.default_rng(0)
+    canvas = held(rng.normal(size=pipeline.latent_shape).astype(np.float32))
+    canvas.mask[1, 0, 1] = canvas.mask[3] = 0
+    latents = pipeline.paint(BALL, canvas, Sampling(steps=3))
+    kept = canvas.mask[..., 0] > 0
+    np.testing.assert_allclose(latents[kept], canvas.known[kept], atol=1e-6)
+    assert np.abs(latents - canvas.known)[~kept].min() > 1e-3
+
+
+def test_a_seed_means_a_video_whatever_is_beside_it(pipeline):
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(3, *pipeline.latent_shape)).astype(np.float32)
+    first = blank(latents.shape[1:])._replace(known=latents[0])
+    sheets = stacked([first, held(latents[1]), begun(latents[2], 0.6)])
+    sheets.mask[1, 1:] = 0
+    prompts = [BALL, BOX, BALL]
+    together = pipeline.paint(prompts, sheets, Sampling(seed=5))
+    for row in range(3):
+        alone = pipeline.paint(prompts[row], type(sheets)(*(x[row] for x in sheets)), Sampling(seed=5), row=row)
+        np.testing.assert_allclose(alone, together[row], atol=1e-3)
+    np.testing.assert_allclose(pipeline.paint(prompts, sheets, Sampling(seed=5), batch_size=1), together, atol=1e-3)
+
+
+def test_pictures_begin_and_pass_through_a_video(pipeline, clip):
+    made = pipeline.animate(clip[0], BALL)
+    assert made.shape == clip.shape and close(made[:1], pipeline.reconstruct(clip[:1]))
+    kept = pipeline.keyframes({0: clip[0], 7: clip[7]}, BALL, keep_pixels=True)
+    np.testing.assert_array_equal(kept[[0, 7]], clip[[0, 7]])
+    longer = pipeline.animate(clip[0], BALL, num_frames=20)
+    assert longer.shape == (20, 16, 16, 3) and close(longer[:1], made[:1])
+
+
+def test_a_clip_is_continued(pipeline, clip):
+    made = pipeline.predict(clip, BALL)
+    assert made.shape == clip.shape and close(made[:5], pipeline.reconstruct(clip[-5:]))
+    both = pipeline.extend(clip, BALL, seconds=1.0, direction="both")  # of 12.5 pictures a second
+    assert both.shape == (12 + 13 + 12, 16, 16, 3)
+    np.testing.assert_array_equal(both[12:25], pipeline.reconstruct(clip))
+    kept = pipeline.extend(clip, BALL, 0.4, "backward", keep_pixels=True)
+    np.testing.assert_array_equal(kept[5:], clip)
+    assert close(pipeline.extend(clip[:2], BALL, 0.2), pipeline.extend(clip[:2], BALL, 0.4)[:4]), "windows are the same"
+
+
+def test_latents_at_the_end_of_a_window_are_those_of_their_place(pipeline, clip):
+    """Nothing of the clip is in a latent frame that is generated, and what is held is the encoding at that place."""
+    before = np.repeat(clip[:1], 5, axis=0)
+    latents = in_place(pipeline, clip, 2, before)
+    np.testing.assert_allclose(latents, pipeline.encode(np.concatenate([before, clip[:8]]))[-2:], atol=1e-5)
+    canvas = joined(blank((2, *latents.shape[1:])), held(latents))
+    np.testing.assert_allclose(pipeline.paint(BALL, canvas)[2:], latents, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [4, 8, 16])
+def test_a_transition_keeps_both_ends(pipeline, clip, frames):
+    other = clip[::-1].copy()
+    made = pipeline.connect(clip, other, BALL, num_frames=frames)
+    assert len(made) == 26 + frames
+    np.testing.assert_array_equal(made[:13], pipeline.reconstruct(clip))
+    np.testing.assert_array_equal(made[-13:], pipeline.reconstruct(other))
+    kept = pipeline.connect(clip, other, BALL, num_frames=frames, keep_pixels=True)
+    np.testing.assert_array_equal(np.concatenate([kept[:13], kept[-13:]]), np.concatenate([clip, other]))
+
+
+def test_a_loop_of_rolled_noise_is_the_rolled_loop(pipeline, monkeypatch):
+    import jax
+
+    from walt.diffusion import samplers
+
+    shift, drawn = 2, samplers.row_noise
+    empty = blank((6, *pipeline.latent_shape[1:]))
+    latents = pipeline.paint(BALL, empty, Sampling(steps=3), circular=True)
+    jax.clear_caches()
+    monkeypatch.setattr(samplers, "row_noise", lambda *args: jax.numpy.roll(drawn(*args), shift, axis=1))
+    rolled = pipeline.paint(BALL, empty, Sampling(steps=3), circular=True)
+    jax.clear_caches()
+    np.testing.assert_allclose(rolled, np.roll(latents, shift, axis=0), atol=2e-4)
+    # And so do the pictures: latent frames are 4 pictures each.
+    pictures = decode_ring(pipeline, latents)
+    assert pictures.shape == (24, 16, 16, 3)
+    assert close(decode_ring(pipeline, np.roll(latents, shift, axis=0)), np.roll(pictures, 4 * shift, axis=0))
+
+
+def test_loops_have_their_length(pipeline, clip):
+    assert pipeline.loop(BALL).shape == (12, 16, 16, 3)
+    closed = pipeline.loop(BALL, video=clip, num_frames=8, keep_pixels=True)
+    np.testing.assert_array_equal(closed[:13], clip)
+    assert len(closed) == 21
+
+
+def test_an_edit_forgets_as_much_as_it_is_told_to(pipeline, clip):
+    video = np.concatenate([clip, clip])[:21]
+    plain = pipeline.reconstruct(video)
+    np.testing.assert_array_equal(pipeline.edit(video, BALL, strength=0.0), plain)
+    errors = [
+        np.square(pipeline.edit(clip, BALL, strength=s, steps=10).astype(float) - plain[:13]).mean()
+        for s in (0, 0.2, 0.4, 0.6, 0.8, 1)
+    ]
+    assert errors == sorted(errors) and errors[0] < errors[-1]
+    assert differ(pipeline.vary(clip, 1), pipeline.vary(clip, 2))
+
+
+def test_a_box_is_painted_and_the_rest_kept(pipeline, clip):
+    mask = np.zeros((13, 16, 16), bool)
+    mask[5:, :8, :8] = True
+    made = pipeline.inpaint(clip, mask, BALL, keep_pixels=True)
+    np.testing.assert_array_equal(made[~mask], clip[~mask])
+    assert differ(made[mask], clip[mask])
+    other = np.where(mask[..., None], 255 - clip, clip)
+    np.testing.assert_array_equal(pipeline.inpaint(other, mask, BALL), pipeline.inpaint(clip, mask, BALL))
+    wide = pipeline.outpaint(clip, 16, 32, BALL, keep_pixels=True)
+    assert wide.shape == (13, 16, 32, 3)
+    np.testing.assert_array_equal(wide[:, :, 8:24], clip)
+
+
+def test_pictures_between_pictures(pipeline, clip):
+    made = pipeline.interpolate(clip[:5], 3)
+    assert made.shape == (13, 16, 16, 3)
+    np.testing.assert_array_equal(made[::3], clip[:5])
+
+
+def test_a_stream_has_no_end_and_prompts_may_change(pipeline):
+    asked = []
+
+    def prompts():
+        for prompt in (BALL, BOX):
+            asked.append(prompt)
+            yield prompt
+
+    frames = pipeline.stream(prompts(), steps=2)
+    begin = [next(frames) for _ in range(13)]
+    assert asked == [BALL], "the next prompt is asked for when it is needed"
+    more = list(itertools.islice(frames, 30))
+    assert asked == [BALL, BOX] and more[-1].shape == (16, 16, 3)
+    alone = list(itertools.islice(pipeline.stream(BALL, steps=2), 43))
+    assert close(np.stack(alone[:13]), np.stack(begin)) and differ(np.stack(alone[13:]), np.stack(more))
+
+
+def test_a_storyboard(pipeline, clip, tmp_path):
+    board = Storyboard(
+        (
+            Shot(BALL, num_frames=9),
+            Shot(BOX, seconds=1.2, transition="continue"),
+            Shot(BALL, num_frames=6, transition="morph", transition_seconds=0.32),
+        )
+    )
+    assert pipeline.storyboard(board).shape == (9 + 15 + 4 + 6, 16, 16, 3)
+    file = tmp_path / "board.yaml"
+    file.write_text(f"shots:\n- prompt: {BALL}\n  num_frames: 9\n")
+    np.testing.assert_array_equal(pipeline.storyboard(file), pipeline.storyboard(board)[:9])
+
+
+@pytest.mark.parametrize(
+    ("shots", "message"),
+    [
+        ([], "shots is missing or empty"),
+        ({}, "shots must be a list"),
+        ([{"promt": "x"}], "shot 0: unknown key 'promt', .* did you mean 'prompt'"),
+        ([{"seconds": 2}], "shot 0 has no prompt"),
+        ([{"prompt": "x", "seconds": "two"}], "shot 0: seconds must be a number, got 'two'"),
+        ([{"prompt": "x", "transition": "continue"}], "the first shot follows none"),
+        ([{"prompt": "x"}, {"prompt": "y", "transition": "fade"}], "shot 1: transition must be cut, continue, morph"),
+        ([{"prompt": "x", "seconds": 1, "num_frames": 3}], "give seconds or num_frames, not both"),
+        ([{"prompt": "x", "seconds": -1}], "seconds must be positive"),
+    ],
+)
+def test_a_storyboard_that_is_none(shots, message):
+    with pytest.raises(GenerationError, match=message):
+        parse_storyboard({"shots": shots})
+
+
+def test_a_storyboard_file_that_is_none(tmp_path):
+    for name, text, message in (
+        ("a.txt", "", "is a .json, .yaml or .yml file"),
+        ("a.json", "{", "is no JSON"),
+        ("a.yaml", "a: [", "is no YAML"),
+        ("b.yaml", "!!python/object/apply:os.system [ls]", "is no YAML"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(GenerationError, match=message):
+            read_storyboard(tmp_path / name)
+
+
+def test_a_model_without_a_canvas_conditions_by_replacement(tiny, tiny_bundle, clip):
+    transformer = dataclasses.replace(tiny.transformer, latent_shape=(FRAMES, 2, 2), spacetime_window=(FRAMES, 2, 2))
+    plain = of_transformer(transformer, tiny, tiny_bundle)
+    assert plain.conditioning == "replacement"
+    made = plain.animate(clip[0], BALL)
+    assert close(made[:1], plain.reconstruct(clip[:1]))
+    assert differ(made[1:], plain.animate(clip[5], BALL)[1:])
+    assert differ(made[1:], plain.animate(clip[0], BALL, visits=3)[1:])
+
+
+def test_clips_of_another_size_or_rate_are_converted_and_said(pipeline, capsys):
+    large = np.zeros((26, 32, 64, 3), np.uint8)
+    made = pipeline.edit(large, BALL, strength=0.0, clip_fps=25.0)
+    assert made.shape == (13, 16, 16, 3)
+    lines = capsys.readouterr().out
+    assert "26 frames at 25 fps are 13 at 12.5 fps" in lines and "32x64 is scaled and cropped to 16x16" in lines
+
+
+def test_larger_pictures_and_longer_videos(pipeline):
+    assert pipeline.generate(BALL, height=32, width=16).shape == (13, 32, 16, 3)
+    video = pipeline.generate([BALL, BOX], num_frames=30)
+    assert video.shape == (2, 30, 16, 16, 3)
+    assert close(video[1], pipeline.generate(BOX, num_frames=30, row=1))
+    assert pipeline.generate(BALL, num_frames=1).shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("edit", {"prompt": BALL, "strength": 1.5}, r"strength must be a number from 0 .* got 1.5"),
+        (
+            "inpaint",
+            {"prompt": BALL, "mask": np.ones((8, 16), bool)},
+            "mask is of 8x16, but the video has 13 frames of 16x16",
+        ),
+        ("inpaint", {"prompt": BALL, "mask": np.zeros((16, 16), bool)}, "nothing to paint"),
+        ("inpaint", {"prompt": BALL, "mask": np.full((16, 16), 7)}, "mask must be True"),
+        ("extend", {"prompt": BALL, "seconds": 0}, "seconds must be a positive number, got 0"),
+        ("extend", {"prompt": BALL, "seconds": 1, "direction": "up"}, "direction must be forward, backward or both"),
+        ("outpaint", {"prompt": BALL, "height": 8, "width": 32}, "a size larger than the video's 16x16, got 8x32"),
+        ("interpolate", {"factor": 1}, "factor must be 2 or more"),
+    ],
+)
+def test_what_cannot_be_done_is_named(pipeline, clip, task, arguments, message):
+    with pytest.raises(GenerationError, match=message):
+        getattr(pipeline, task)(clip, **arguments)
+
+
+def test_keyframes_that_cannot_be(pipeline, clip):
+    for pictures, message in (
+        ({}, "pictures by their frame"),
+        ({13: clip[0]}, "frame 13 is none of the video's, 0 to 12"),
+        ({1: clip[0], 3: clip[1]}, r"keyframes \[1, 3\] are too close together"),
+        ({0: clip}, "keyframe 0 must be one picture"),
+    ):
+        with pytest.raises(GenerationError, match=message):
+            pipeline.keyframes(pictures, BALL)
+    with pytest.raises(GenerationError, match="context_noise must be 0 or more"):
+        pipeline.stream(BALL, context_noise=1.0)
+    with pytest.raises(GenerationError, match="keep_pixels is for a loop of a video"):
+        pipeline.loop(BALL, keep_pixels=True)
+
+
+def test_a_latent_position_is_known_if_all_its_pixels_are():
+    known = np.ones((9, 16, 16), bool)
+    known[0, :4, :4] = known[6, 8:, :] = False
+    mask = latent_mask(known, 4, 8)[..., 0]
+    np.testing.assert_array_equal(mask, [[[0, 1], [1, 1]], [[1, 1], [1, 1]], [[1, 1], [0, 0]]])
+
+
+def test_a_seam_fades():
+    """Known pixels are kept to the bit; beside them the error of the reconstruction is taken off, and far away nothing."""
+    video, made = np.full((1, 8, 64, 3), 100, np.uint8), np.full((1, 8, 64, 3), 90, np.uint8)
+    known = np.zeros((1, 8, 64), bool)
+    known[..., :16] = True
+    row = seam.keep_pixels(made, video, known)[0, 4, :, 0].astype(int)
+    assert (row[:16] == 100).all() and 98 <= row[16] <= 100 and row[-1] == 90 and (np.diff(row) <= 0).all()
+    np.testing.assert_array_equal(seam.filled(video, known)[known], video[known])
