@@ -57,7 +57,7 @@ class Extractor:
         self.protocol, self.network = protocol, networks.NETWORKS[protocol.network]
         self.mesh = make_mesh(MeshConfig(), jax.local_devices()) if mesh is None else mesh
         weights = self.network.read(None) if weights is None else weights
-        self.checksum, self.published = networks.checksum(weights), self.network.published(weights)
+        self.checksum, self.published = networks.checksum(weights), bool(self.network.published(weights))
         self.batch_size = PER_DEVICE * batch_shards(self.mesh)
         self._weights = jax.device_put(self.network.tree(weights, protocol.epsilon), replicated(self.mesh))
         self._run = jax.jit(self._features, out_shardings=replicated(self.mesh))
