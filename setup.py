@@ -77,7 +77,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["walt", "walt.*"]), *CONFIGS],
     package_dir=CONFIGS,
-    package_data={"walt": ["_bundles/**/*", "**/*.html", "**/*.j2"], "walt._configs": ["*.py", "**/*.py"]},
+    package_data={"walt": ["_bundles/**/*", "**/*.html", "**/*.css", "**/*.j2"], "walt._configs": ["*.py", "**/*.py"]},
     install_requires=CORE,
     extras_require={
         "demo": DEMO,

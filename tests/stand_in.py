@@ -30,7 +30,7 @@ def install(monkeypatch):
         apply=features,
         distance="stand_in_distance",
         kernel="stand_in_kernel_distance",
-        published=None,
+        published=lambda arrays: True,
         source="a test",
     )
     monkeypatch.setitem(NETWORKS, NAME, network)

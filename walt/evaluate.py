@@ -76,7 +76,8 @@ class Arguments(command.HostArguments):
     )
     protocol: str = command.flag(
         "How to measure generated videos: atari-mini, or magvit-ucf101, magvit-k600, stylegan-v-2048-16f, cd-fvd, "
-        "walt-t2v-ucf101 or tfgan-reference for the Fréchet video distance, efficientnet-frames for a distance of our own.",
+        "walt-t2v-ucf101 or tfgan-reference for the Fréchet video distance, pytorch-fid or tf-fid (stills) and c3d-is with weights that "
+        "you bring along, efficientnet-frames for a distance of our own.",
         default="atari-mini",
     )
     compare: tuple[str, ...] = command.flag("Results (JSON) to set side by side, in place of all else.", default=())
@@ -97,7 +98,8 @@ class Arguments(command.HostArguments):
     seed: int = command.flag("Seed of the choice of clips of longer videos, of subsets, and of samples.", default=0)
     json: str | None = command.flag("File to write the result to, as JSON.", default=None)
     report: str | None = command.flag(
-        "HTML file to write the samples and their nearest training clips to.", default=None
+        "HTML file to write the figures, the samples and their nearest clips to; with --sensitivity also what the figure reacts to.",
+        default=None,
     )
 
 
@@ -134,12 +136,12 @@ def main(argv: Sequence[str]) -> None:
     elif arguments.checkpoint is None and jax.process_index() > 0:
         return  # figures of videos that are there are computed by one host alone
     elif arguments.protocol in protocols.PROTOCOLS:
-        _evaluate_distance(arguments, json)
+        _evaluate_distance(arguments, json, report)
     else:
         _evaluate_generated(arguments, json, report)
 
 
-def _evaluate_distance(arguments: Arguments, json: Path | None) -> None:
+def _evaluate_distance(arguments: Arguments, json: Path | None, report: Path | None) -> None:
     import jax
 
     from walt.evaluation import distance
@@ -149,23 +151,21 @@ def _evaluate_distance(arguments: Arguments, json: Path | None) -> None:
 
     protocol = PROTOCOLS[arguments.protocol]
     weights = _weights(protocol, arguments)
-    if arguments.report is not None:
-        raise command.CommandError("--report is for atari-mini and --autoencoder; a distance has --json alone")
     save_real = command.output_file(arguments.save_real) if arguments.save_real else None
-    real_path = _real(arguments)
+    real_path, stills = _real(arguments), protocol.frames == 1
     stored = distance.read_real(Path(real_path)) if real_path.endswith(".npz") else None
-    real = stored or open_footage(real_path, arguments.split)
+    real = stored or open_footage(real_path, arguments.split, stills)
     share, sampled = Share(), None
     if arguments.checkpoint is None:
         assert arguments.generated is not None
-        generated = open_footage(arguments.generated)
+        generated = open_footage(arguments.generated, stills=stills)
     else:
         from walt.experiment import measuring
 
         share = Share.of_job()
         generated, sampled = measuring.samples_of(
             arguments.checkpoint,
-            None if stored else open_footage(real_path, arguments.split),
+            None if stored else open_footage(real_path, arguments.split, stills),
             measuring.how_many(protocol, arguments.num_samples, stored or real),
             _sampling(arguments),
             arguments.prompts,
@@ -198,6 +198,20 @@ def _evaluate_distance(arguments: Arguments, json: Path | None) -> None:
     if json:
         json.write_text(found.to_json(), encoding="utf-8")
         print(f"Result: {json}")
+    if report:
+        from walt.evaluation.distance_report import DistanceReport, write_distance_report
+        from walt.evaluation.environment import describe_environment
+
+        videos = arguments.generated or f"samples of {arguments.checkpoint}"
+        page = DistanceReport(
+            title="Distance of generated videos to real ones",
+            summary=f"{videos} against {real_path}, protocol {protocol.name}.",
+            found=found,
+            protocol=protocol,
+            seed=arguments.seed,
+            environment=describe_environment(),
+        )
+        print(f"Report: {write_distance_report(page, report)}")
 
 
 def _real(arguments: Arguments) -> str:

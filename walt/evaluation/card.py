@@ -26,7 +26,7 @@ def of_extraction(extractor: Extractor, clip_shape: tuple[int, ...], seed: int) 
         "network": {
             "name": extractor.network.name,
             "sha256": extractor.checksum,
-            "published": extractor.network.is_published(extractor.checksum),
+            "published": extractor.published,
             "features": extractor.network.features,
         },
         "clip_shape": list(clip_shape),

@@ -73,9 +73,11 @@ def evaluate_footage(
     extractor = Extractor(protocol, weights)
     chosen = seed if protocol.subset == "random" else None
     extract = partial(features.extract_features, extractor=extractor, seed=seed, cache=cache, share=share)
+    shown: Footage | None = None
     if isinstance(real, RealStatistics):
         of_real = checked(real, extractor, seed)
     else:
+        shown = real.some(protocol.num_real, chosen)
         of_real = real_statistics(real, extractor, cache, seed, share)
     if save_real is not None and share.index == 0:
         write_real(of_real, save_real)
@@ -83,6 +85,7 @@ def evaluate_footage(
     some = generated.some(wanted, chosen)
     of_generated = extract(some, random_start=False, title="generated")
     found = measure(of_real, of_generated, protocol, intervals, seed)
+    found = replace(found, footage=(shown, some))
     if sampled is not None:
         found = replace(found, card={**found.card, "sampled": dict(sampled)})
     if not sensitivity:

@@ -47,6 +47,7 @@ class Extractor:
     Attributes:
       network: which it is.
       checksum: of its weights, see `networks.checksum`.
+      published: whether they are those that the published names are for.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Extractor:
         self.protocol, self.network = protocol, networks.NETWORKS[protocol.network]
         self.mesh = make_mesh(MeshConfig(), jax.local_devices()) if mesh is None else mesh
         weights = self.network.read(None) if weights is None else weights
-        self.checksum = networks.checksum(weights)
+        self.checksum, self.published = networks.checksum(weights), bool(self.network.published(weights))
         self.batch_size = PER_DEVICE * batch_shards(self.mesh)
         self._weights = jax.device_put(self.network.tree(weights, protocol.epsilon), replicated(self.mesh))
         self._run = jax.jit(self._features, out_shardings=replicated(self.mesh))
@@ -205,18 +206,17 @@ def _check_bad(parts: Sequence[Features], count: int, title: str) -> None:
         )
 
 
+def clip_of(footage: Footage, row: int, protocol: Protocol, random_start: bool, seed: int) -> np.ndarray:
+    """The clip of a video that is measured, as it enters the network's program. Raises as `Video.clip`."""
+    random, fewest = np.random.default_rng([seed, row]), networks.NETWORKS[protocol.network].fewest_frames
+    choose = (lambda places: int(random.integers(places))) if random_start else (lambda places: 0)
+    return protocol.prepared(footage.videos[row].clip(protocol.frames, protocol.stride, choose, fewest))
+
+
 def _decoded(
     footage: Footage, protocol: Protocol, parts: Sequence[range], random_start: bool, seed: int
 ) -> Iterator[tuple[Video, np.ndarray | Exception]]:
     """The prepared clip of every video of these parts in order, or why there is none; a few are decoded ahead by all cores."""
-
-    fewest = networks.NETWORKS[protocol.network].fewest_frames
-
-    def clip(row: int) -> np.ndarray:
-        random = np.random.default_rng([seed, row])
-        choose = (lambda places: int(random.integers(places))) if random_start else (lambda places: 0)
-        video = footage.videos[row]
-        return protocol.prepared(video.clip(protocol.frames, protocol.stride, choose, fewest))
 
     rows = iter([row for part in parts for row in part])
     workers = available_cores()
@@ -225,7 +225,7 @@ def _decoded(
         try:
             while True:
                 while len(waiting) < 2 * workers + 2 * PER_DEVICE and (row := next(rows, None)) is not None:
-                    waiting.append((row, pool.submit(clip, row)))
+                    waiting.append((row, pool.submit(clip_of, footage, row, protocol, random_start, seed)))
                 if not waiting:
                     return
                 row, future = waiting.popleft()

@@ -97,17 +97,15 @@ def sums(originals: Videos, videos: Videos) -> Float[np.ndarray, " 9"]:
     for original, video in zip(originals, videos):
         a, b = original.astype(np.float32) / 255, video.astype(np.float32) / 255
         psnr = min(-10 * np.log10(max(float(np.square(a - b).mean()), 1e-30)), _CEILING_DB)
-        pairs = [measured(clip) for measured in (fine_detail, _motion, _flicker) for clip in (a, b)]
+        pairs = [fine_detail(a), fine_detail(b)]
+        pairs += [_mean_change(clip, times) for times in (1, 2) for clip in (original, video)]
         total += [1, psnr, float(ssim(a, b).mean()), *pairs]
     return total
 
 
-def _motion(video: Float[np.ndarray, "t h w c"]) -> float:
-    return float(np.abs(np.diff(video, axis=0)).mean()) if len(video) > 1 else 0.0
-
-
-def _flicker(video: Float[np.ndarray, "t h w c"]) -> float:
-    return float(np.abs(np.diff(video, n=2, axis=0)).mean()) if len(video) > 2 else 0.0
+def _mean_change(video: UInt8[np.ndarray, "t h w c"], times: int) -> float:
+    """From frame to frame, or of the change itself; in whole numbers, so that what does not change has exactly none."""
+    return float(np.abs(np.diff(video.astype(np.int16), n=times, axis=0)).mean()) if len(video) > times else 0.0
 
 
 def fine_detail(video: Float[np.ndarray, "t h w c"]) -> float:

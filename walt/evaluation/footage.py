@@ -122,8 +122,9 @@ def of_arrays(videos: Any, name: str) -> Footage:
     return Footage(f"{len(items)} arrays", items, fingerprint)
 
 
-def open_footage(path: str | os.PathLike[str], split: str | None = None) -> Footage:
-    """The videos of a folder or prepared set; of the latter `split`, or else "generated", "heldout" or the first there is.
+def open_footage(path: str | os.PathLike[str], split: str | None = None, stills: bool = False) -> Footage:
+    """The videos of a folder or prepared set; of the latter `split`, or else "generated", "heldout" or the first there is. With `stills`, every
+    picture in a folder is a video of one frame.
 
     Raises `EvaluationError` for a folder that is missing or holds no videos, `DatasetError` for a damaged prepared set.
     """
@@ -155,6 +156,11 @@ def open_footage(path: str | os.PathLike[str], split: str | None = None) -> Foot
         )
         relative = folder.relative_to(path).as_posix()
         frames += pictures
+        if stills:
+            for file in pictures:
+                name = file.relative_to(path).as_posix()
+                videos.append((name, Video(name, _from_pictures([file]), partial(described, file))))
+            continue
         videos.append((relative, Video(relative, _from_pictures(pictures), partial(described, folder))))
     if not videos:
         raise EvaluationError(

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from walt.evaluation import card
 from walt.evaluation.clips import EvaluationError, evenly_spaced
 from walt.evaluation.features import Features
+from walt.evaluation.footage import Footage
 from walt.evaluation.frechet import frechet_at_infinity, frechet_distance
 from walt.evaluation.inception_score import inception_score
 from walt.evaluation.interval import confidence_interval
@@ -40,14 +41,15 @@ class RealStatistics:
 
 @dataclass(frozen=True, eq=False)
 class VideoDistance:
-    """Figures by name, what to mind about them, the protocol card, and the features that they are of; `to_dict` has all but the latter as plain
-    JSON values."""
+    """Figures by name, what to mind about them, the protocol card, and the features that they are of, with the footage that the rows of these are
+    rows of (None for stored statistics); `to_dict` has the first three as plain JSON values."""
 
     figures: Mapping[str, Any]
     warnings: tuple[str, ...]
     card: Mapping[str, Any]
     real: RealStatistics = field(repr=False)
     generated: Features = field(repr=False)
+    footage: tuple[Footage | None, Footage] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """`fvd`, `fvd_ci`, `kvd`, `kvd_ci`, `num_real`, `num_generated`, ..., `warnings` and `card`."""

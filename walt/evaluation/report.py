@@ -118,7 +118,7 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> Path:
 def render(report: Report) -> str:
     """The page as text."""
     total = sum(report.seconds_by_stage.values())
-    return _template().render(
+    return template("report.html.j2").render(
         title=report.title,
         summary=report.summary,
         bars=report.bars,
@@ -137,13 +137,14 @@ def render(report: Report) -> str:
         ],
         seconds_total=_duration(total),
         configs=report.configs,
-        environment=_flat(report.environment),
+        environment=flat(report.environment),
         definitions={} if report.result is None else report.result.protocol.get("definitions", {}),
     )
 
 
 @functools.cache
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A page to fill in, in which what is filled in is escaped. Raises `EvaluationError` without what pages are drawn with."""
     try:
         import jinja2
         import matplotlib  # noqa: F401  (drawn with in figures.py, where a failure would come late)
@@ -151,7 +152,7 @@ def _template() -> Any:
         raise EvaluationError("a report needs jinja2 and matplotlib: pip install 'walt[report]'") from error
     loader = jinja2.PackageLoader("walt.evaluation", "templates")
     settings = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return settings.get_template("report.html.j2")
+    return settings.get_template(name)
 
 
 def _comparison(report: Report) -> dict[str, Any] | None:
@@ -299,7 +300,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Lines for a two-column list; nested mappings become one line, unknown values are left out."""
     lines = []
     for name, value in values.items():
