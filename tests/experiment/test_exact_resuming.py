@@ -12,7 +12,8 @@ import tiny
 import trainings
 
 from walt import experiment
-from walt.config import apply_overrides, load
+from walt.autoencoder.config import AdversarialConfig, DiscriminatorConfig
+from walt.config import apply_overrides, load, to_config_dict
 from walt.data import loader
 from walt.training.metrics import read_metrics
 from walt.training.preemption import Interrupted, StopSignal
@@ -52,7 +53,7 @@ def data(tmp_path_factory):
     return tiny.make(tmp_path_factory.mktemp("data"))
 
 
-def run(data, workdir, stage=2, stop=None, devices=1, num_steps=9, **changes):
+def run(data, workdir, stage=2, stop=None, devices=1, num_steps=9, critic=None, **changes):
     """A start of a run of one stage, perhaps told to end at a step, which writes down its examples beside it; returns the work directory."""
     with pytest.MonkeyPatch.context() as patched:
         for attribute in ("batches", "_counted"):
@@ -61,7 +62,7 @@ def run(data, workdir, stage=2, stop=None, devices=1, num_steps=9, **changes):
         patched.setattr(StopSignal, "agreed", lambda self, step: step == stop)
         ended = pytest.raises(Interrupted) if stop else contextlib.nullcontext()
         with ended:
-            config = configured(data, stage, {"training.num_steps": str(num_steps)} | changes)
+            config = configured(data, stage, {"training.num_steps": str(num_steps)} | changes, critic)
             experiment.train(config, workdir, devices=jax.devices()[:devices])
     return workdir
 
@@ -72,10 +73,13 @@ def train(data, tmp_path):
     return lambda name, *arguments, **settings: run(data, tmp_path / name, *arguments, **settings)
 
 
-def configured(data, stage, changes):
+def configured(data, stage, changes, critic=None):
     if stage == 2:
         return apply_overrides(load(str(data / "config.py")), EVERYTHING | changes)
-    return apply_overrides(load("autoencoder/atari:mini"), STAGE_1 | {"data.path": str(data / "clips")} | changes)
+    config = load("autoencoder/atari:mini")
+    if critic is not None:
+        config.loss.adversarial = to_config_dict(AdversarialConfig(discriminator=critic))
+    return apply_overrides(config, STAGE_1 | {"data.path": str(data / "clips")} | changes)
 
 
 def losses(workdir):
@@ -99,13 +103,11 @@ def test_stopping_changes_nothing(train, stage, stops):
 
 @pytest.mark.slow
 def test_stopping_a_run_with_a_critic_changes_nothing(train):
-    critic = {
-        "loss.adversarial.discriminator.base_channels": "4",
-        "loss.adversarial.discriminator.channel_multipliers": "1,2",
-    }
-    straight = train("straight", 1, num_steps=5, **critic)
-    train("stopped", 1, 3, num_steps=5, **critic)
-    trainings.assert_same_runs(train("stopped", 1, num_steps=5, **critic), straight)
+    settings = {"num_steps": 5, "critic": DiscriminatorConfig(base_channels=4, channel_multipliers=(1, 2))}
+    straight = train("straight", 1, **settings)
+    train("stopped", 1, 3, **settings)
+    trainings.assert_same_runs(train("stopped", 1, **settings), straight)
+    assert any("discriminator" in name for name in trainings.everything(straight))
 
 
 CONSTANT = {"training.optimizer.schedule": "constant"}  # a rate that does not depend on where a run ends
