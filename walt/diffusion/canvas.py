@@ -78,9 +78,10 @@ class Course(NamedTuple):
             return jnp.full(self.canvas.mask.shape[:2], t, self.canvas.known.dtype)
         return jnp.maximum(jnp.minimum(t, self.level), self.floor)
 
-    def moves(self, t: Array, after: Array) -> Bool[Array, ""] | bool:
-        """Whether the step between these times changes any frame."""
-        return True if self.level is None else jnp.any(self.time(after) < self.time(t))
+    def moves(self, t: Array, after: Array) -> Bool[Array, " b"]:
+        """Rows of which the step between these times changes a frame that is not held as a whole."""
+        free = self.canvas.mask.min((2, 3, 4)) <= 0
+        return (free & (self.time(after) < self.time(t))).any(1)
 
     def place(self, x: Float[Array, "b f h w c"], t: Array) -> Float[Array, "b f h w c"]:
         """`x` at `t`, with frames that have not begun, or never move, at their level."""
@@ -101,7 +102,8 @@ def draw_canvas(
     diffusion: DiffusionConfig, x0: Float[Array, "b f h w c"], is_image: Bool[Array, " b"], keys: jax.Array
 ) -> tuple[Float[Array, "b f h w c"], Float[Array, "b f h w 1"]]:
     """What training shows of some videos: (known latents, mask). A row draws from its own key; of stills nothing is known."""
-    size = (x0.shape[1], x0.shape[2], x0.shape[3])
+    _, *sizes, _ = x0.shape
+    size = (sizes[0], sizes[1], sizes[2])
     patterns = [PATTERNS[name] for name in diffusion.known_patterns]
     counts = jnp.asarray(diffusion.known_frames)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from walt.data import media
+from walt.generation.catalogue import OPTIONS, Task
 from walt.generation.clips import as_picture
 from walt.generation.fit import VideoSize
+from walt.generation.request import GenerationError
 
 
 def read_input(
