@@ -70,6 +70,7 @@ def make(folder):
         "autoencoder_path": str(folder / "autoencoder"),
         "transformer.latent_shape": ",".join(map(str, shape[:3])),
         "transformer.in_channels": "5",
+        "diffusion.known_frames": "(1,)",
         "transformer.out_channels": "2",
         "transformer.width": "16",
         "transformer.depth": "2",
