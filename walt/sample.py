@@ -130,9 +130,11 @@ def main(argv: Sequence[str]) -> None:
 
     import jax
 
+    from walt.generation import programs
     from walt.generation import record as records
     from walt.generation.cascade import Cascade
 
+    programs.keep_compiled()
     like = None if arguments.like is None else records.read_record(arguments.like)
     checkpoints = (arguments.checkpoint, *arguments.cascade)
     model = Cascade.load(checkpoints, mesh)

@@ -135,3 +135,53 @@ def test_prompts_from_a_file_written_out_by_rules(checkpoint, tmp_path, capsys):
 def test_prompts_may_hold_commas_and_equal_signs():
     rest, prompts = sample.split_prompts(["walt sample", "--prompt=a, b=c", "--output=o.mp4", "--prompt", "d"])
     assert prompts == ["a, b=c", "d"] and rest == ["walt sample", "--prompt=a, b=c", "--output=o.mp4"]
+
+
+def test_tasks_take_their_files(tmp_path, checkpoint, capsys):
+    out = tmp_path / "out.mp4"
+    media.write_video(tmp_path / "in.mp4", np.zeros((5, 16, 16, 3), np.uint8), 12.5, scale=1)
+    video = f"--video={tmp_path / 'in.mp4'}"
+    run(
+        checkpoint,
+        "--task=edit",
+        video,
+        "--strength=0.5",
+        f"--prompt={BALL}",
+        f"--output={out}",
+        "--scale=1",
+        "--steps=2",
+    )
+    made = media.read_video(out)[0]
+    assert made.shape == (5, 16, 16, 3)
+    run(checkpoint, "--task=edit", video, f"--like={out}", f"--output={tmp_path / 'again.mp4'}", "--scale=1")
+    np.testing.assert_array_equal(media.read_video(tmp_path / "again.mp4")[0], made)
+    run(checkpoint, "--task=stream", "--num_frames=12", f"--prompt={BALL}", f"--output={out}", "--scale=2", "--steps=2")
+    assert media.read_video(out)[0].shape == (12, 32, 32, 3)
+    assert "12 frames, conditioned by replacement" in capsys.readouterr().out
+    (tmp_path / "board.json").write_text('{"shots": [{"prompt": "a red ball moves left", "num_frames": 7}]}')
+    run(
+        checkpoint,
+        "--task=storyboard",
+        f"--storyboard={tmp_path / 'board.json'}",
+        f"--output={out}",
+        "--scale=1",
+        "--steps=2",
+    )
+    assert len(media.read_video(out)[0]) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task=animte"], "--task must be one of .* did you mean 'animate'"),
+        (["--task=animate"], "--image is missing, which --task=animate needs"),
+        (["--video=x.mp4"], "--video is not for --task=generate"),
+        (["--task=edit", "--video=x.mp4", "--factor=2"], "--factor is not for --task=edit"),
+        (["--task=keyframes"], "--keyframes is missing"),
+        (["--task=storyboard"], "--storyboard is missing"),
+        (["--task=loop", "--cascade=x"], "--task=loop is of one model"),
+    ],
+)
+def test_flags_that_a_task_does_not_take(arguments, message):
+    with pytest.raises(command.CommandError, match=message):
+        run("--prompt=x", "--output=out.mp4", *arguments)

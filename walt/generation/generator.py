@@ -15,7 +15,7 @@ from jaxtyping import Float
 from walt.config import ConfigError
 from walt.diffusion.canvas import Canvas
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
-from walt.generation import programs
+from walt.generation import memory, programs
 from walt.generation.bundle import Bundle, BundleError, Tree
 from walt.generation.canvas import Sheet, stacked
 from walt.generation.codec import Codec, multiple
@@ -172,6 +172,11 @@ class Generator(Codec):
         if sampler.guidance != 1 and order.prompts is not None:
             # Traced, so that another strength needs no compilation.
             strength, sampler = np.float32(sampler.guidance), dataclasses.replace(sampler, guidance=0.0)
+        branches = 1 + (strength is not None) + (sampler.known_guidance != 1)
+        device = self.mesh.local_devices[0]
+        share = rows if device.platform == "cpu" else rows // batch_shards(self.mesh)  # CPU devices have one memory
+        free = memory.available(device)
+        memory.check_memory(self._generator.transformer, self._autoencoder, order.shape, share, branches, free)
         config, weights = self._sized(order.shape[1:3])
         config = config._replace(frames=order.shape[0], circular=order.circular)
         for start in range(0, order.count, rows):

@@ -6,6 +6,8 @@ Two pipelines of equal configs share a program; another prompt, seed or strength
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +47,14 @@ class GeneratorConfig(NamedTuple):
         """Latents of one video."""
         frames, *sides = self.transformer.latent_shape
         return (self.frames or frames, *sides, self.transformer.out_channels)
+
+
+def keep_compiled() -> None:
+    """Has JAX keep compiled programs in the user's cache folder, so that another process need not compile them again; unless it was told where to
+    (JAX_COMPILATION_CACHE_DIR)."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "walt" / "compiled"))
 
 
 @functools.lru_cache(maxsize=8)
