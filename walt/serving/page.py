@@ -244,9 +244,7 @@ def _settings(studio: Studio) -> dict[str, Any]:
             for name, value in zip(("num_frames", "height", "width"), size):
                 label = name.removeprefix("num_").capitalize()
                 fields[name] = gradio.Number(value, label=label, precision=0, minimum=1, min_width=90)
-            fields["fps"] = gradio.Number(
-                None, label="Frames/s", placeholder=f"{studio.model.fps:g}", minimum=1, maximum=120, min_width=90
-            )
+            fields["fps"] = gradio.Number(studio.model.fps, label="Frames/s", minimum=1, maximum=1000, min_width=90)
     return fields
 
 

@@ -84,6 +84,8 @@ class Studio:
         if not isinstance(task, str) or task not in TASKS:
             raise GenerationError(f"there is no task {task!r}{nearest(str(task), TASKS)}")
         takes, told = TASKS[task], {name: value for name, value in values.items() if value not in (None, "")}
+        if told.get("fps") == self.model.fps:  # what the page shows at first: some tasks make another rate of it
+            told.pop("fps")
         inputs, rate = self._read(task, {name: told.pop(name) for name in INPUTS if name in told})
         options = {name: told.pop(name) for name in OPTIONS if name in told}
         options = {name: as_option(name, value) for name, value in options.items() if name in takes.options}
