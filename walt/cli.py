@@ -20,7 +20,7 @@ COMMANDS = {
     "train": "train an autoencoder or a diffusion transformer from a config",
     "sample": "make videos from a prompt",
     "reconstruct": "send a video through the autoencoder and back",
-    "evaluate": "measure generated videos, or an autoencoder, against real ones",
+    "evaluate": "measure generated videos, a model or an autoencoder against real ones",
     "plan": "compile a config for a TPU topology: memory, speed, communication",
     "convert": "weights and bundles in and out",
     "serve": "a local web page that makes videos",

@@ -72,7 +72,7 @@ def evaluate_footage(
     """
     extractor = Extractor(protocol, weights)
     chosen = seed if protocol.subset == "random" else None
-    extract = partial(features.extract_features, extractor=extractor, seed=seed, cache=cache, share=share)
+    features_of = partial(features.extract_features, extractor=extractor, seed=seed, cache=cache, share=share)
     shown: Footage | None = None
     if isinstance(real, RealStatistics):
         of_real = checked(real, extractor, seed)
@@ -83,7 +83,7 @@ def evaluate_footage(
         write_real(of_real, save_real)
     wanted = None if protocol.num_generated is None else protocol.num_generated * protocol.repeats
     some = generated.some(wanted, chosen)
-    of_generated = extract(some, random_start=False, title="generated")
+    of_generated = features_of(some, random_start=False, title="generated")
     found = measure(of_real, of_generated, protocol, intervals, seed)
     found = replace(found, footage=(shown, some))
     if sampled is not None:
@@ -91,7 +91,7 @@ def evaluate_footage(
     if not sensitivity:
         return found
     of_spoilt = {
-        how: extract(spoilt(some, how), random_start=False, title=how).values
+        how: features_of(spoilt(some, how), random_start=False, title=how).values
         for how in SPOILT
         if protocol.frames != 1 or how not in OF_MOTION
     }

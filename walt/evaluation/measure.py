@@ -168,8 +168,10 @@ def _manifold(real: np.ndarray, generated: np.ndarray, intervals: int, seed: int
     for name in ("precision", "recall", "density", "coverage"):
         figures[name] = getattr(whole, name)
         if min(len(real), len(generated)) // 2 > NEIGHBOURS:
-            measure = lambda x, y: getattr(manifold(x, y), name)  # noqa: B023, E731
-            figures[f"{name}_ci"] = _interval(measure, real, generated, intervals, seed)
+            share = lambda x, y: getattr(manifold(x, y), name)  # noqa: B023, E731
+            interval = _interval(share, real, generated, intervals, seed)
+            most = np.inf if name == "density" else 1.0
+            figures[f"{name}_ci"] = interval and [float(np.clip(end, 0, most)) for end in interval]
     return figures
 
 
