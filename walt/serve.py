@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         from walt.serving import page
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in ("gradio", "fastapi", "starlette", "uvicorn"):  # the others come with the first
             raise
         raise command.CommandError("the page needs Gradio: install it with `pip install walt[serve]`") from error
     from walt.generation.cascade import Cascade

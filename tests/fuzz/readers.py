@@ -346,13 +346,18 @@ def checkpoint_reader(folder: Path) -> Reader:
 
 def checksums_reader(folder: Path) -> Reader:
     step = checkpoint(folder) / "checkpoints" / "3"
+    whole = folder / "whole"
+    shutil.copytree(step / "weights", whole)
     checksums.write(epath.Path(step), ("weights", "config"))
     seed = (step / checksums.FILE).read_bytes()
     (step / checksums.FILE).unlink()
 
     def read(data: bytes, folder: Path) -> None:
         workdir = checkpoint(folder)
-        written(workdir / "checkpoints" / "3" / checksums.FILE, data)
+        step = workdir / "checkpoints" / "3"
+        shutil.rmtree(step / "weights")
+        shutil.copytree(whole, step / "weights")  # no two checkpoints are made at the same time, which they hold
+        written(step / checksums.FILE, data)
         restore_parts(workdir)
 
     return Reader((seed,), read, (CheckpointError,), JSON, share=0.2)

@@ -96,7 +96,7 @@ def test_stages_that_do_not_fit_are_refused(stages, bundles):
 
 
 def test_a_size_that_the_last_stage_cannot_make_is_refused_before_the_first_one_works(stages, monkeypatch):
-    monkeypatch.setattr(stages[0], "_videos", lambda *_: pytest.fail("the base has worked in vain"))
+    monkeypatch.setattr(stages[0], "_batches", lambda *_: pytest.fail("the base has worked in vain"))
     with pytest.raises(GenerationError, match="at most 5 frames of 32x32"):
         Cascade(stages).generate(BALL, height=64)
 

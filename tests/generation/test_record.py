@@ -130,7 +130,7 @@ def test_a_hostile_record_is_refused_as_any_request(record, model):
     for changes, message in (
         ({"steps": 10**9}, "steps"),
         ({"seed": -1}, "seed"),
-        ({"row": 2**40}, "row"),
+        ({"row": 2**40}, "numbers"),
         ({"solver": "rm"}, "solver"),
     ):
         with pytest.raises(GenerationError, match=message):
