@@ -34,6 +34,8 @@ Direction = Literal["forward", "backward", "both"]
 BACKWARD_ROW, BRIDGE_ROW = 2**20, 2**21
 """Windows that are drawn from the same seed for different ends are numbered from these on."""
 
+MOST_TURNS = 16
+
 
 def extend(
     pipeline: Pipeline,
@@ -107,10 +109,15 @@ def loop(
 
 
 def decode_ring(pipeline: Pipeline, latents: np.ndarray) -> Clip:
-    """The pictures of a ring of latent frames: of its second turn, where the decoder's past is the ring itself."""
+    """The pictures of a ring of latent frames: of the turn from which on they repeat, when all of the decoder's past is the ring itself."""
     decode = pipeline.decoder()
     decode(latents)
-    return decode(latents)
+    before, pictures = None, decode(latents)
+    for _ in range(MOST_TURNS):
+        if before is not None and np.array_equal(before, pictures):
+            break
+        before, pictures = pictures, decode(latents)
+    return pictures
 
 
 def stream(
