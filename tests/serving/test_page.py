@@ -98,13 +98,15 @@ def test_an_upload_is_used_and_a_bad_one_is_a_sentence(client, tmp_path):
 def test_requests_wait_for_each_other_and_a_stopped_one_ends(address, slow_steps):
     first, second = (gradio_client.Client(address, verbose=False) for _ in range(2))
     long = first.submit(*fields(steps=400).values(), api_name="/make")
-    short = second.submit(*fields().values(), api_name="/make")
     until = time.monotonic() + 120
     while not any("Step " in text for output in long.outputs() for text in _strings(output)):
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert not short.done()
-    assert "Stopped" in str(first.predict(api_name="/stop"))
+    short = second.submit(*fields().values(), api_name="/make")
+    while not any("Waiting for 1 other request" in text for output in short.outputs() for text in _strings(output)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert "Stopping" in str(first.predict(api_name="/stop"))
     assert any(text.endswith(".mp4") for text in _strings(short.result(120)))
     assert not any(text.endswith(".mp4") for output in long.outputs() for text in _strings(output))
 

@@ -283,7 +283,7 @@ class Events:
 
     def stop(self, request: gradio.Request) -> str:
         """Stops what this visitor has asked for."""
-        return show.status("Stopped" if self._studio.stop(_owner(request)) else "Nothing to stop")
+        return show.status("Stopping…" if self._studio.stop(_owner(request)) else "Nothing to stop")
 
     def leave(self, request: gradio.Request) -> None:
         """The visitor has closed the page."""
