@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +62,8 @@ def serve(model: Cascade, limits: Limits, host: str, port: int, title: str) -> N
         print(f"{title} is shown on http://{_in_url(host)}:{listening.getsockname()[1]} (stop with Ctrl-C)", flush=True)
         if host not in LOCAL:
             print(f"bound to {host}: whoever can reach this machine can use the page; there is no password", flush=True)
+        # The server passes signals on once it has ended; by default this one would leave the folder behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         server.run(sockets=[listening])
         studio.stop()
 
