@@ -26,6 +26,7 @@ CORE = [
     "av>=15.0",
     "Pillow>=11.0",
     "tensorboardX>=2.6.4",
+    "PyYAML>=6.0",
 ]
 DEMO = ["ale-py>=0.11.2"]
 REPORT = ["matplotlib>=3.9", "jinja2>=3.1", "scikit-learn>=1.6"]

@@ -156,6 +156,7 @@ def test_test_script_runs_every_check_and_names_the_failed(machine):
     result = machine.run("launch/test.sh", "--slow", "-k", "two words")
     assert result.returncode == 0 and result.stdout.endswith("all checks passed\n")
     assert machine.calls() == [
+        "pip -m pip install --disable-pip-version-check -e .[test,serve,browser]",
         "ruff format --check --quiet .",
         "ruff check --quiet .",
         "mypy ",

@@ -103,7 +103,7 @@ def test_gif_of_few_colours_is_exact_and_keeps_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.avi", "x", "x.png"])
 def test_unknown_suffix_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(media.MediaError, match=r"must end in \.mp4, \.webm or \.gif"):
+    with pytest.raises(media.MediaError, match=r"must end in \.mp4, \.webm, \.gif or \.webp"):
         media.write_video(tmp_path / name, smooth_video(), 8)
 
 

@@ -30,6 +30,10 @@ def test_settings_are_those_of_their_sources():
         "cd-fvd": (16, None, 2048, 1, "N", 1e-5, [(224, "half-pixel")]),
         "walt-t2v-ucf101": (16, 10_000, 10_000, 1, "N-1", 1e-3, [tf1]),
         "tfgan-reference": (None, None, None, 1, "N-1", 1e-3, [tf1]),
+        "efficientnet-frames": (None, None, None, 1, "N-1", 1e-3, []),
+        "pytorch-fid": (1, None, None, 1, "N-1", 1e-3, [(299, "half-pixel")]),
+        "tf-fid": (1, None, 50_000, 1, "N-1", 1e-3, [(299, "tf1")]),
+        "c3d-is": (16, None, 10_000, 1, "N-1", 1e-3, [(128, "half-pixel")]),
     }
     assert all(protocol.name == name and protocol.source for name, protocol in PROTOCOLS.items())
     assert "17" in PROTOCOLS["walt-t2v-ucf101"].left_open[0]
