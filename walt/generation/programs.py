@@ -52,7 +52,7 @@ class GeneratorConfig(NamedTuple):
 def keep_compiled() -> None:
     """Has JAX keep compiled programs in the user's cache folder, so that another process need not compile them again; unless it was told where to
     (JAX_COMPILATION_CACHE_DIR)."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "walt" / "compiled"))
 
