@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 def test_runs_to_the_end_and_shows_every_task(root, tmp_path):
     environment = {
         **os.environ,
-        "WALT_STEPS": json.dumps(2),
+        "WALT_STEPS": json.dumps(4),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         # One device, as on a reader's machine: the suite's eight want batches of eight.
         "XLA_FLAGS": " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag),

@@ -56,13 +56,3 @@ def test_generates_the_game_of_the_prompt(pipeline, prompt):
     road, score = video[:, 20:44, 8:56].reshape(-1, 3).mean(0), video[:, 62:, :].mean()
     assert np.ptp(road) < 12 and 110 < road.mean() < 190  # the grey road
     assert score < 60  # the black border below it
-
-
-def test_an_edit_is_less_faithful_the_stronger_it_is(pipeline):
-    clip = pipeline.generate("a game of Freeway, the chicken moves up", steps=6, seed=3)
-    plain = pipeline.reconstruct(clip).astype(float)
-    errors = [
-        np.square(pipeline.edit(clip, "a game of Boxing", strength=strength, steps=8, seed=1) - plain).mean()
-        for strength in (0, 0.2, 0.5, 0.9)
-    ]
-    assert errors[0] == 0 < errors[1] and errors == sorted(errors)
