@@ -38,10 +38,15 @@ def strip(video: np.ndarray, known: np.ndarray, path: Path, rows: int = 1) -> No
     sheet.save(path, quality=85)
 
 
-def seam(video: np.ndarray, places: list[int]) -> float:
-    """The largest frame difference into the given frames, over the median of the whole video, which repeats."""
+def seam(video: np.ndarray, places: list[int]) -> dict[str, float]:
+    """The largest frame difference into the given frames, over the median and over the largest of all others. A loop's seam is that into frame 0."""
     change = np.abs(video.astype(float) - np.roll(video, 1, axis=0)).mean((1, 2, 3))
-    return round(float(max(change[place] for place in places) / max(np.median(change[1:]), 1e-6)), 2)
+    others = np.delete(change, [0, *places])
+    worst = max(change[place] for place in places)
+    return {
+        "over_median": round(float(worst / max(np.median(others), 1e-6)), 2),
+        "over_largest": round(float(worst / max(others.max(), 1e-6)), 2),
+    }
 
 
 def statistics(video: np.ndarray) -> dict[str, float]:

@@ -138,7 +138,7 @@ def test_an_edit_forgets_as_much_as_it_is_told_to(pipeline, clip):
     video = np.concatenate([clip, clip])[:21]
     plain = pipeline.reconstruct(video)
     np.testing.assert_array_equal(pipeline.edit(video, BALL, strength=0.0), plain)
-    # Random weights make noise of noise: how faithful a trained model is at each strength is asked in the notebook of tasks.
+    # Random weights make noise of noise: how faithful a trained model is at each strength is asked in test_shipped.py.
     little, much = (
         np.square(pipeline.edit(clip, BALL, strength=strength).astype(float) - plain[:13]).mean()
         for strength in (0.25, 1.0)
