@@ -58,11 +58,8 @@ def test_generates_the_game_of_the_prompt(pipeline, prompt):
     assert score < 60  # the black border below it
 
 
-@pytest.mark.slow
 def test_an_edit_is_the_less_faithful_the_stronger_it_is(pipeline):
     clip = pipeline.generate("a game of Freeway", steps=10)
-    edits = [
-        pipeline.edit(clip, "a game of Boxing", strength=strength, steps=10) for strength in (0, 0.2, 0.4, 0.6, 0.8, 1)
-    ]
+    edits = [pipeline.edit(clip, "a game of Boxing", strength=strength, steps=10) for strength in (0, 0.2, 0.5, 1)]
     errors = [np.square(made.astype(float) - pipeline.reconstruct(clip)).mean() for made in edits]
-    assert errors[0] == 0 and errors == sorted(errors), errors
+    assert errors[0] < 0.01 and errors == sorted(errors), errors  # rounding alone at strength 0
