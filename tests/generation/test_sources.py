@@ -121,7 +121,7 @@ def test_a_model_for_wider_videos(tmp_path):
         "import walt.config\n"
         "def get_config(variant=''):\n"
         "    config = walt.config.load('t2v/atari')\n"
-        "    config.transformer.latent_shape, config.transformer.canvas, config.transformer.in_channels = (5, 8, 14), False, 8\n"
+        "    config.transformer.latent_shape = (5, 8, 14)\n"
         "    config.transformer.spatial_window, config.transformer.spacetime_window = (1, 4, 7), (5, 4, 7)\n"
         "    return config\n"
     )
