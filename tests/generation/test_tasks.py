@@ -137,13 +137,13 @@ def test_loops_have_their_length(pipeline, clip):
 def test_an_edit_forgets_as_much_as_it_is_told_to(pipeline, clip):
     video = np.concatenate([clip, clip])[:21]
     plain = pipeline.reconstruct(video)
-    np.testing.assert_array_equal(pipeline.edit(video, BALL, strength=0.0), plain)
+    assert close(pipeline.edit(video, BALL, strength=0.0), plain)
     # Random weights make noise of noise: how faithful a trained model is at each strength is asked in test_shipped.py.
     little, much = (
         np.square(pipeline.edit(clip, BALL, strength=strength).astype(float) - plain[:13]).mean()
         for strength in (0.25, 1.0)
     )
-    assert 0 < little < much
+    assert 1 < little < much
     assert differ(pipeline.vary(clip, 1), pipeline.vary(clip, 2))
 
 
