@@ -122,6 +122,7 @@ def test_what_was_measured_already_is_not_drawn_again(trained, world, network, t
     assert run() == first and len(asked) == 3
 
 
+@pytest.mark.slow
 def test_reconstructions_are_measured_while_an_autoencoder_trains(world):
     entries = {
         "fidelity": {"every": 2, "clips": 6, "batch_size": 4, "protocol": stand_in.NAME},

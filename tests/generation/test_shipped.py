@@ -58,6 +58,7 @@ def test_generates_the_game_of_the_prompt(pipeline, prompt):
     assert score < 60  # the black border below it
 
 
+@pytest.mark.slow
 def test_an_edit_is_the_less_faithful_the_stronger_it_is(pipeline):
     clip = pipeline.generate("a game of Freeway", steps=10)
     edits = [pipeline.edit(clip, "a game of Boxing", strength=strength, steps=10) for strength in (0, 0.2, 0.5, 1)]
