@@ -47,7 +47,7 @@ def test_a_ring_of_rolled_noise_is_the_rolled_ring():
         model, options = task.denoiser.bind(params), {"strength": 2.0, "given": given, "circular": True}
         return take_text_steps(model, labels, keys, draft, (0, 3), DIFFUSION, SAMPLER, **options).x
 
-    draft = begin_latents(task.denoiser.bind(params), keys, SHAPE, DIFFUSION, SAMPLER, given=given)
+    draft = begin_latents(task.denoiser.bind(params), None, keys, SHAPE, DIFFUSION, SAMPLER, given=given)
     turned = given._replace(
         known=rolled(given.known), known_mask=rolled(mask), scalars={"fps": rolled(given.scalars["fps"])}
     )

@@ -19,7 +19,7 @@ def pipeline(tiny_bundle):
     "options",
     [
         {},
-        {"solver": "flow_heun"},
+        {"solver": "flow_heun", "reuse": 0.5},
         *(
             pytest.param(options, marks=pytest.mark.slow)
             for options in ({"solver": "ddpm"}, {"solver": "dpmpp_2m"}, {"guidance": 1.0})

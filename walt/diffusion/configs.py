@@ -193,6 +193,8 @@ class SamplerConfig:
       churn_noise: their S_noise.
       visits: how often each step is taken, with fresh noise to go back by in between (RePaint, Lugmayr et al. 2022): more of them make what is generated
         agree better with what is known, for a model that was not trained with a canvas.
+      reuse: 0 computes every pass in full. Above, what all units of the transformer but the first have added is added again in the next step, as long as what
+        the first one adds has changed by no more than this since, relative to its size: 0.1 is cautious, 0.3 bold. A video's own error decides for it.
       guidance: classifier-free guidance scale; 1 is none, 0 ignores the prompt.
       known_guidance: the same for known latents, beside that for the prompt; 1 costs nothing, another value a third branch.
       low_resolution_time: time to which the low resolution that a super-resolution model is given is noised, which hides that
@@ -212,6 +214,7 @@ class SamplerConfig:
     churn_range: tuple[float, float] = (0.0, 1e9)
     churn_noise: float = 1.0
     visits: int = 1
+    reuse: float = 0.0
     guidance: float = 1.0
     known_guidance: float = 1.0
     low_resolution_time: float = 0.1
@@ -227,7 +230,7 @@ class SamplerConfig:
             raise ConfigError(f"visits: {self.visits} is out of range, expected 1 to 100")
         _check_choice("solver", self.solver, Solver)
         _check_choice("spacing", self.spacing, Spacing)
-        for name in ("eta", "guidance_rescale", "low_resolution_time"):
+        for name in ("eta", "reuse", "guidance_rescale", "low_resolution_time"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is out of range, expected 0 to 1")
         if self.eta and self.solver != "ddim":

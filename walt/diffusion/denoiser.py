@@ -16,6 +16,7 @@ from walt.text.config import TextEncoderConfig
 from walt.text.encoder import make_encoder
 from walt.transformer.config import TransformerConfig
 from walt.transformer.model import Transformer
+from walt.transformer.reuse import Kept, Reuse
 
 
 class Denoiser(nnx.Module):
@@ -65,6 +66,19 @@ class Denoiser(nnx.Module):
     ) -> Float[Array, "b f h w c"]:
         """The prediction for `x_t` and `time` as `process.network_inputs` gives them; `previous_x0` is zeros when there is
         no estimate, and ignored by a denoiser without self-conditioning."""
+        return self.predict(x_t, time, previous_x0, is_image=is_image, conditions=conditions)[0]
+
+    def predict(
+        self,
+        x_t: Float[Array, "b f h w c"],
+        time: Float[Array, "b f"],
+        previous_x0: Float[Array, "b f h w c"],
+        *,
+        is_image: Bool[Array, " b"],
+        conditions: Conditions,
+        reuse: Reuse | None = None,
+    ) -> tuple[Float[Array, "b f h w c"], Kept | None]:
+        """The same, and, with `reuse`, what the next pass may take from this one."""
         told: dict[str, Any] = {
             "class_label": conditions.class_label,
             "low_resolution": conditions.low_resolution,
@@ -78,7 +92,8 @@ class Denoiser(nnx.Module):
                 "drop_text": conditions.text.drop,
             }
         inputs = self._channels(x_t, previous_x0, conditions)
-        return self.transformer(inputs, time, is_image=is_image, **told).astype(x_t.dtype)
+        value, kept = self.transformer.predict(inputs, time, is_image=is_image, reuse=reuse, **told)
+        return value.astype(x_t.dtype), kept
 
     def _channels(self, x_t: Array, previous_x0: Array, conditions: Conditions) -> Float[Array, "b f h w k"]:
         """What lies on the channel axis, in the order of `TransformerConfig.channel_parts`, up to low resolution."""

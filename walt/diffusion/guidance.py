@@ -17,7 +17,8 @@ from walt.diffusion.configs import SamplerConfig
 from walt.diffusion.process import over_frames
 from walt.diffusion.samplers import Denoise
 
-ConditionalDenoise = Callable[[Array, Array, Array, Any], Array]
+ConditionalDenoise = Callable[..., Any]
+"""(x_t, t, previous_x0, condition) to a prediction; with what it has kept as well to a prediction and what it keeps, see `samplers`."""
 Scale = Callable[[Float[Array, "b f"]], Float[Array, "b f"]]
 
 
@@ -40,7 +41,7 @@ def scale_over_time(config: SamplerConfig, strength: Float[Array, ""] | float) -
 
 def unguided(denoise: ConditionalDenoise, condition: Any) -> Denoise:
     """A `Denoise` that follows the condition as the data does; half the work of a guided one."""
-    return lambda x_t, t, previous_x0: denoise(x_t, t, previous_x0, condition)
+    return lambda x_t, t, previous_x0, *kept: denoise(x_t, t, previous_x0, condition, *kept)
 
 
 def guided(
@@ -65,9 +66,11 @@ def guided(
     assert branches == len(scales) + 1 >= 2
     together = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *conditions)
 
-    def denoise_guided(x_t: Array, t: Array, previous_x0: Array) -> Array:
+    def denoise_guided(x_t: Array, t: Array, previous_x0: Array, *kept: Any) -> Any:
         x_each, t_each, x0_each = (jnp.concatenate([x] * branches) for x in (x_t, t, previous_x0))
-        values = jnp.split(denoise(x_each, t_each, x0_each, together), branches)
+        predicted = denoise(x_each, t_each, x0_each, together, *kept)
+        every, *kept_now = predicted if kept else (predicted,)
+        values = jnp.split(every, branches)
         value = values[0]
         for scale, before, after in zip(scales, values[:-1], values[1:], strict=True):
             value = value + over_frames(scale(t), x_t) * (after - before)
@@ -75,6 +78,6 @@ def guided(
             where = None if counted is None else jnp.broadcast_to(counted > 0, value.shape)
             after, guided = (v.std(tuple(range(1, v.ndim)), keepdims=True, where=where) for v in (values[-1], value))
             value = value * (1 + rescale * (after / guided - 1))
-        return value
+        return (value, *kept_now) if kept else value
 
     return denoise_guided

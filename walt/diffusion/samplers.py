@@ -1,7 +1,8 @@
 """Drawing latents: a solver's steps over a fixed list of times, all in one loop or some at a time.
 
 A `Denoise` function maps (x_t, t, previous_x0) to a prediction. `previous_x0` is the estimate of the last step, zeros
-at first, for denoisers trained with self-conditioning; with guidance it is the guided estimate.
+at first, for denoisers trained with self-conditioning; with guidance it is the guided estimate. One that reuses what it has computed takes what it
+has kept as a fourth argument, and gives back what it keeps beside the prediction.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from walt.diffusion.canvas import Canvas
 from walt.diffusion.configs import SamplerConfig
 from walt.diffusion.parameterisation import Prediction, to_x0_and_noise
 from walt.diffusion.process import NUM_TIMESTEPS, Schedule, over_frames
-from walt.diffusion.solvers import SOLVERS, Grid, Point
+from walt.diffusion.solvers import SOLVERS, Estimate, Grid, Point
 
-Denoise = Callable[[Array, Array, Array], Array]
+Denoise = Callable[..., Any]
 KARRAS_RHO = 7.0
 GOING_BACK = 2**30
 """Added to a step's number for the noise by which it is taken again."""
@@ -32,11 +33,11 @@ class Draft(NamedTuple):
 
     Attributes:
       x: the latents at the time of the next step.
-      x0: the clean latents as the last step has estimated them, zeros before the first.
+      estimate: of the clean latents by the last step.
     """
 
     x: Float[Array, "b f ..."]
-    x0: Float[Array, "b f ..."]
+    estimate: Estimate
 
 
 def lay_out(config: SamplerConfig, schedule: Schedule) -> Grid:
@@ -82,16 +83,17 @@ def begin(
     keys: jax.Array,
     *,
     canvas: Canvas | None = None,
+    kept: Any = None,
     dtype=jnp.float32,
 ) -> Draft:
-    """What the first turn of `sample` starts from: noise of each row's key, and what is held with the noise of that time."""
+    """What the first turn of `sample` starts from: noise of each row's key, and what is held with the noise of that time; `kept` as in `Estimate`."""
     grid = lay_out(config, schedule)
     noise = row_noise(_folded(keys, 0), shape, dtype)
     # What x has of data of unit variance at the first time: 1 where variance is preserved.
     start = noise * float(np.hypot(grid.alpha[0], grid.sigma[0]))
     if canvas is not None:
         start = jnp.where(canvas.mask > 0, grid.alpha[0] * canvas.known + grid.sigma[0] * noise, start)
-    return Draft(start, jnp.zeros_like(start))
+    return Draft(start, Estimate(jnp.zeros_like(start), kept))
 
 
 def sample(
@@ -136,17 +138,21 @@ def take_steps(
     shape, dtype = draft.x.shape[1:], draft.x.dtype
     course = None if canvas is None else canvas.course(grid.t, schedule, row_noise(_folded(keys, 0), shape, dtype))
 
-    def evaluate(x: Array, previous_x0: Array, at: Point) -> tuple[Array, Array]:
+    def evaluate(x: Array, previous: Estimate, at: Point) -> tuple[Estimate, Array]:
         time, alpha, sigma = jnp.full((keys.shape[0], shape[0]), at.t, dtype), at.alpha, at.sigma
         if course is not None and course.level is not None:
             x, time = course.place(x, at.t), jnp.maximum(course.time(at.t), schedule.first)
             alpha, sigma = (over_frames(scale(time), x) for scale in (schedule.alpha, schedule.sigma))
-        value = denoise(x, time, previous_x0).astype(dtype)
-        x0, noise = to_x0_and_noise(prediction, value, x, alpha, sigma)
+        kept = previous.kept
+        if kept is None:
+            value = denoise(x, time, previous.x0)
+        else:
+            value, kept = denoise(x, time, previous.x0, kept)
+        x0, noise = to_x0_and_noise(prediction, value.astype(dtype), x, alpha, sigma)
         if course is None:
-            return x0, noise
+            return Estimate(x0, kept), noise
         known, held = course.canvas.known, course.canvas.mask > 0
-        return jnp.where(held, known, x0), jnp.where(held, (x - alpha * known) / sigma, noise)
+        return Estimate(jnp.where(held, known, x0), kept), jnp.where(held, (x - alpha * known) / sigma, noise)
 
     here = Point(*(values[:-1] for values in grid))
     each = jax.tree.map(lambda values: jnp.asarray(values, dtype), (here, grid.after(), numbers))
@@ -158,21 +164,21 @@ def take_steps(
             lambda values: jax.lax.dynamic_index_in_dim(values, number, keepdims=False), turns
         )
         fresh = lambda more: row_noise(_folded(keys, number + 1 + more), shape, dtype)  # noqa: E731
-        x, previous_x0 = draft
+        x, previous = draft
         if config.visits > 1:
             x = back["keep"] * x + back["fresh"] * fresh(GOING_BACK)
         if course is None or course.level is None:
-            return Draft(*step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0)))
+            return Draft(*step(evaluate, x, previous, here, after, own, lambda: fresh(0)))
         x = course.place(x, here.t)
         # A row that waits is left alone, whatever its neighbours do: its first step has no estimate before it.
         rows = course.moves(here.t, after.t)
 
-        def moved() -> tuple[Array, Array]:
-            x_made, x0_made = step(evaluate, x, previous_x0, here, after, own, lambda: fresh(0))
+        def moved() -> tuple[Array, Estimate]:
+            x_made, estimate = step(evaluate, x, previous, here, after, own, lambda: fresh(0))
             where = over_frames(rows, x) > 0
-            return jnp.where(where, x_made, x), jnp.where(where, x0_made, previous_x0)
+            return jnp.where(where, x_made, x), estimate._replace(x0=jnp.where(where, estimate.x0, previous.x0))
 
-        return Draft(*jax.lax.cond(rows.any(), moved, lambda: (x, previous_x0)))
+        return Draft(*jax.lax.cond(rows.any(), moved, lambda: (x, previous)))
 
     draft = jax.lax.fori_loop(*span, advance, draft)
     if course is None:

@@ -1,8 +1,8 @@
 """Steps of a sampler: from the latents at one time to those at the next.
 
 A solver is made of a grid of times: numbers of every step, laid out in float64, and a function that takes one step with its
-numbers. `Evaluate` asks the network for (x0, noise) at the latents and time it is given; `previous_x0`, the last estimate of the
-clean latents, is both what a self-conditioned network sees and the memory of the multistep solver.
+numbers. `Evaluate` asks the network for (estimate, noise) at the latents and time it is given, and given its last estimate, which is
+both what a self-conditioned network sees and the memory of the multistep solver.
 """
 
 from __future__ import annotations
@@ -39,10 +39,22 @@ class Grid(NamedTuple):
         return Point(self.t[1:], self.alpha[1:], self.sigma[1:])
 
 
+class Estimate(NamedTuple):
+    """What one evaluation of the network leaves for the next.
+
+    Attributes:
+      x0: the clean latents as it estimates them, zeros before the first.
+      kept: what it may reuse, see `SamplerConfig.reuse`; None for nothing.
+    """
+
+    x0: Array
+    kept: Any = None
+
+
 Numbers = dict[str, Any]
-Evaluate = Callable[[Array, Array, Point], tuple[Array, Array]]
-Step = Callable[[Evaluate, Array, Array, Point, Point, Numbers, Callable[[], Array]], tuple[Array, Array]]
-"""(evaluate, x, previous_x0, now, after, numbers, fresh noise) to (x at `after`, x0)."""
+Evaluate = Callable[[Array, Estimate, Point], tuple[Estimate, Array]]
+Step = Callable[[Evaluate, Array, Estimate, Point, Point, Numbers, Callable[[], Array]], tuple[Array, Estimate]]
+"""(evaluate, x, previous estimate, now, after, numbers, fresh noise) to (x at `after`, estimate)."""
 
 
 def ddim(grid: Grid, schedule: Schedule, config: SamplerConfig) -> tuple[Numbers, Step]:
@@ -53,10 +65,10 @@ def ddim(grid: Grid, schedule: Schedule, config: SamplerConfig) -> tuple[Numbers
     fresh = eta * next_sigma * np.sqrt(np.maximum(1 - (alpha * next_sigma / (next_alpha * sigma)) ** 2, 0))
     numbers = {"fresh": fresh, "kept": np.sqrt(np.maximum(next_sigma**2 - fresh**2, 0))}
 
-    def step(evaluate, x, previous_x0, now, after, numbers, noise):
-        x0, direction = evaluate(x, previous_x0, now)
-        x = after.alpha * x0 + numbers["kept"] * direction
-        return (x + numbers["fresh"] * noise() if eta else x), x0
+    def step(evaluate, x, previous, now, after, numbers, noise):
+        estimate, direction = evaluate(x, previous, now)
+        x = after.alpha * estimate.x0 + numbers["kept"] * direction
+        return (x + numbers["fresh"] * noise() if eta else x), estimate
 
     return numbers, step
 
@@ -75,10 +87,10 @@ def dpmpp_2m(grid: Grid, schedule: Schedule, config: SamplerConfig) -> tuple[Num
     shrink = next_sigma / grid.sigma[:-1]
     numbers = {"shrink": shrink, "gain": next_alpha - grid.alpha[:-1] * shrink, "extrapolation": extrapolation}
 
-    def step(evaluate, x, previous_x0, now, after, numbers, noise):
-        x0, _ = evaluate(x, previous_x0, now)
-        ahead = x0 + numbers["extrapolation"] * (x0 - previous_x0)
-        return numbers["shrink"] * x + numbers["gain"] * ahead, x0
+    def step(evaluate, x, previous, now, after, numbers, noise):
+        estimate, _ = evaluate(x, previous, now)
+        ahead = estimate.x0 + numbers["extrapolation"] * (estimate.x0 - previous.x0)
+        return numbers["shrink"] * x + numbers["gain"] * ahead, estimate
 
     return numbers, step
 
@@ -96,11 +108,11 @@ def heun(grid: Grid, schedule: Schedule, config: SamplerConfig) -> tuple[Numbers
             "fresh": config.churn_noise * np.sqrt(raised**2 - ratio[:-1] ** 2),
         }
 
-    def step(evaluate, x, previous_x0, now, after, numbers, noise):
+    def step(evaluate, x, previous, now, after, numbers, noise):
         if config.churn:
             x = x + numbers["fresh"] * noise()
             now = Point(numbers["raised_t"], now.alpha, numbers["raised_sigma"])
-        return _corrected(evaluate, x, previous_x0, now, after, numbers["half"], lambda x0, noise: noise)
+        return _corrected(evaluate, x, previous, now, after, numbers["half"], lambda x0, noise: noise)
 
     return numbers, step
 
@@ -110,9 +122,9 @@ def flow_euler(grid: Grid, schedule: Schedule, config: SamplerConfig) -> tuple[N
     size = grid.alpha + grid.sigma
     numbers = {"keep": size[1:] / size[:-1], "stride": size[1:] * np.diff(grid.sigma / size)}
 
-    def step(evaluate, x, previous_x0, now, after, numbers, noise):
-        x0, direction = evaluate(x, previous_x0, now)
-        return numbers["keep"] * x + numbers["stride"] * (direction - x0), x0
+    def step(evaluate, x, previous, now, after, numbers, noise):
+        estimate, direction = evaluate(x, previous, now)
+        return numbers["keep"] * x + numbers["stride"] * (direction - estimate.x0), estimate
 
     return numbers, step
 
@@ -122,8 +134,8 @@ def flow_heun(grid: Grid, schedule: Schedule, config: SamplerConfig) -> tuple[Nu
     size = grid.alpha + grid.sigma
     numbers = {"half": size[1:] * np.diff(grid.sigma / size) / 2}
 
-    def step(evaluate, x, previous_x0, now, after, numbers, noise):
-        return _corrected(evaluate, x, previous_x0, now, after, numbers["half"], lambda x0, noise: noise - x0)
+    def step(evaluate, x, previous, now, after, numbers, noise):
+        return _corrected(evaluate, x, previous, now, after, numbers["half"], lambda x0, noise: noise - x0)
 
     return numbers, step
 
@@ -131,21 +143,22 @@ def flow_heun(grid: Grid, schedule: Schedule, config: SamplerConfig) -> tuple[Nu
 def _corrected(
     evaluate: Evaluate,
     x: Array,
-    previous_x0: Array,
+    previous: Estimate,
     now: Point,
     after: Point,
     half: Array,
     derivative: Callable[[Array, Array], Array],
-) -> tuple[Array, Array]:
+) -> tuple[Array, Estimate]:
     """Euler's step, and half the change of the derivative over it; the step to clean data is Euler's alone."""
-    x0, noise = evaluate(x, previous_x0, now)
-    euler = after.alpha * x0 + after.sigma * noise
+    estimate, noise = evaluate(x, previous, now)
+    euler = after.alpha * estimate.x0 + after.sigma * noise
 
-    def correct() -> tuple[Array, Array]:
-        next_x0, next_noise = evaluate(euler, x0, after)
-        return euler + half * (derivative(next_x0, next_noise) - derivative(x0, noise)), next_x0
+    def correct() -> tuple[Array, Estimate]:
+        corrected, next_noise = evaluate(euler, estimate, after)
+        change = derivative(corrected.x0, next_noise) - derivative(estimate.x0, noise)
+        return euler + half * change, corrected
 
-    return jax.lax.cond(after.sigma > 0, correct, lambda: (euler, x0))
+    return jax.lax.cond(after.sigma > 0, correct, lambda: (euler, estimate))
 
 
 SOLVERS: dict[str, Callable[[Grid, Schedule, SamplerConfig], tuple[Numbers, Step]]] = {

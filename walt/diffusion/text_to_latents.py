@@ -14,8 +14,9 @@ from walt.diffusion.conditions import Conditions, TextCondition
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser
 from walt.diffusion.process import network_inputs
-from walt.diffusion.samplers import Draft, begin, take_steps
+from walt.diffusion.samplers import Denoise, Draft, begin, take_steps
 from walt.parallel.activations import constrain
+from walt.transformer.reuse import Kept, Reuse
 
 
 class Text(NamedTuple):
@@ -31,17 +32,24 @@ Prompts = Text | Int[Array, " b"]
 
 def begin_latents(
     denoiser: Denoiser,
+    prompts: Prompts | None,
     keys: jax.Array,
     shape: tuple[int, ...],
     diffusion: DiffusionConfig,
     sampler: SamplerConfig,
-    *,
-    given: Conditions | None = None,
+    **options: Any,
 ) -> Draft:
-    """What `text_to_latents` starts from."""
+    """What `take_text_steps` starts from, with the same arguments; `shape` is (F, h, w, c)."""
     dtype = jnp.dtype(denoiser.config.wide_dtype)
-    canvas = None if given is None else given.canvas()
-    return begin(diffusion.make_schedule(shape), sampler, shape, keys, canvas=canvas, dtype=dtype)
+    given = options.get("given")
+    draft = begin(diffusion.make_schedule(shape), sampler, shape, keys, canvas=given and given.canvas(), dtype=dtype)
+    if sampler.reuse == 0:
+        return draft
+    denoise = _denoise(denoiser, prompts, shape, diffusion, sampler, **options)
+    time = jnp.ones(draft.x.shape[:2], dtype)
+    _, kept = jax.eval_shape(denoise, draft.x, time, draft.x, None)
+    kept = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), kept)
+    return draft._replace(estimate=draft.estimate._replace(kept=kept))
 
 
 def text_to_latents(
@@ -51,16 +59,11 @@ def text_to_latents(
     shape: tuple[int, ...],
     diffusion: DiffusionConfig,
     sampler: SamplerConfig,
-    *,
-    strength: Float[Array, ""] | float | None = None,
-    negative: Prompts | None = None,
-    given: Conditions | None = None,
-    circular: bool = False,
+    **options: Any,
 ) -> Float[Array, "b f h w c"]:
     """One video's latents of `shape` (F, h, w, c) per prompt; see `take_text_steps` for the arguments."""
-    draft = begin_latents(denoiser, keys, shape, diffusion, sampler, given=given)
+    draft = begin_latents(denoiser, prompts, keys, shape, diffusion, sampler, **options)
     span = (0, sampler.turns)
-    options: Any = {"strength": strength, "negative": negative, "given": given, "circular": circular}
     latents = take_text_steps(denoiser, prompts, keys, draft, span, diffusion, sampler, **options).x
     return constrain(latents, "batch", None, "context", None, None)
 
@@ -97,8 +100,27 @@ def take_text_steps(
         with the noise of the time, in place of what it would have made there.
       circular: the frames are a ring, see `circular`; there may be any number of them.
     """
+    shape, options = draft.x.shape[1:], dict[str, Any](strength=strength, negative=negative, circular=circular)
+    denoise = _denoise(denoiser, prompts, shape, diffusion, sampler, given=given, **options)
+    schedule, canvas = diffusion.make_schedule(shape), given and given.canvas()
+    return take_steps(denoise, schedule, sampler, keys, draft, span, prediction=diffusion.prediction, canvas=canvas)
+
+
+def _denoise(
+    denoiser: Denoiser,
+    prompts: Prompts | None,
+    shape: tuple[int, ...],
+    diffusion: DiffusionConfig,
+    sampler: SamplerConfig,
+    *,
+    strength: Float[Array, ""] | float | None = None,
+    negative: Prompts | None = None,
+    given: Conditions | None = None,
+    circular: bool = False,
+) -> Denoise:
+    """The denoiser as steps ask it: told everything, guided, and on windows of a ring if it is one."""
     strength = sampler.guidance if strength is None else strength
-    schedule, frames = diffusion.make_schedule(draft.x.shape[1:]), draft.x.shape[1]
+    schedule, frames = diffusion.make_schedule(shape), shape[0]
     given = Conditions() if given is None else given
     canvas = given.canvas()
     shown = None if canvas is None or not denoiser.config.canvas else canvas.shown()
@@ -106,7 +128,7 @@ def take_text_steps(
     if shown is not None:
         given = given._replace(known=shown[0], known_mask=shown[1])
 
-    def denoise(x_t: Array, t: Array, previous_x0: Array, conditions: Conditions) -> Array:
+    def denoise(x_t: Array, t: Array, previous_x0: Array, conditions: Conditions, *kept: Kept | None) -> Any:
         x_t = constrain(x_t, "batch", None, "context", None, None)
         seen, time = network_inputs(schedule, x_t, t)
         if diffusion.self_conditioning_rate == 0:  # never trained, whether or not there are channels for it
@@ -116,31 +138,35 @@ def take_text_steps(
             copies = x_t.shape[0] // canvas.mask.shape[0]
             hidden = (jnp.concatenate([canvas.mask] * copies) > 0) & (conditions.known_mask == 0)
             previous_x0 = jnp.where(hidden, 0.0, previous_x0)
+        video = jnp.arange(x_t.shape[0]) % (x_t.shape[0] // branches)
         if circular:
             window = denoiser.config.latent_shape[0]
             seen, time, previous_x0 = (ring.windows(x, window) for x in (seen, time, previous_x0))
             conditions = ring.windowed(conditions, window, frames)
-        still = jnp.full(seen.shape[0], frames == 1)
-        value = denoiser(seen, time, previous_x0, is_image=still, conditions=conditions)
-        return ring.merged(value, frames) if circular else value
+            video = jnp.repeat(video, frames)
+        told: dict[str, Any] = {"is_image": jnp.full(seen.shape[0], frames == 1), "conditions": conditions}
+        if not kept:
+            value = denoiser(seen, time, previous_x0, **told)
+            return ring.merged(value, frames) if circular else value
+        value, keeps = denoiser.predict(seen, time, previous_x0, **told, reuse=Reuse(kept[0], sampler.reuse, video))
+        return (ring.merged(value, frames) if circular else value), keeps
 
     conditional = given if prompts is None else _prompted(denoiser, given, prompts, frames, drop=False)
-    branches: list[Conditions] = [conditional]  # from that of nothing to that of everything
+    told: list[Conditions] = [conditional]  # from that of nothing to that of everything
     scales: list[guidance.Scale] = []
     if prompts is not None and not (isinstance(strength, (int, float)) and strength == 1):
         null = _prompted(denoiser, given, prompts if negative is None else negative, frames, drop=negative is None)
-        branches.insert(0, null)
+        told.insert(0, null)
         scales.insert(0, guidance.scale_over_time(sampler, strength))
     if shown is not None and sampler.known_guidance != 1:
         nothing, nowhere = jax.tree.map(jnp.zeros_like, shown)
-        branches.insert(0, branches[0]._replace(known=nothing, known_mask=nowhere))
+        told.insert(0, told[0]._replace(known=nothing, known_mask=nowhere))
         scales.insert(0, guidance.scale_over_time(sampler, sampler.known_guidance))
-    if scales:
-        counted = None if canvas is None else 1 - canvas.mask
-        step = guidance.guided(denoise, branches, scales, rescale=sampler.guidance_rescale, counted=counted)
-    else:
-        step = guidance.unguided(denoise, conditional)
-    return take_steps(step, schedule, sampler, keys, draft, span, prediction=diffusion.prediction, canvas=canvas)
+    branches = len(told)
+    if not scales:
+        return guidance.unguided(denoise, conditional)
+    counted = None if canvas is None else 1 - canvas.mask
+    return guidance.guided(denoise, told, scales, rescale=sampler.guidance_rescale, counted=counted)
 
 
 def _prompted(denoiser: Denoiser, given: Conditions, prompts: Prompts, frames: int, drop: bool) -> Conditions:

@@ -226,13 +226,13 @@ class Generator(Codec):
         """Latents; in one run, or by some steps at a time if anybody watches."""
         if (watched := watcher()) is None:
             return programs.sample_latents(*model, prompts, keys, *options)
-        (_, sampler, _), given = model, options[-1]
-        draft = programs.begin_sampling(*model, keys, given)
+        sampler = model[1]
+        draft = programs.begin_sampling(*model, prompts, keys, *options)
         for first in range(0, sampler.turns, watched.every):
             last = min(first + watched.every, sampler.turns)
             span = np.int32(first), np.int32(last)
             draft = programs.sample_some(*model, prompts, keys, *options, draft, span)
-            watched.see(Moment(last, sampler.turns, lambda x0=draft.x0: read(self._decode(x0))))  # type: ignore[misc]
+            watched.see(Moment(last, sampler.turns, lambda x0=draft.estimate.x0: read(self._decode(x0))))  # type: ignore[misc]
         return draft.x
 
     def _read(self, texts: list[str] | None, what: str) -> Any:

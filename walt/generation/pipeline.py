@@ -101,6 +101,7 @@ class Pipeline(Generator):
         seed: int = 0,
         numbers: Sequence[int] | None = None,
         negative_prompt: str | None = None,
+        reuse: float | None = None,
         batch_size: int = 16,
     ) -> UInt8[np.ndarray, "*n t h w 3"]:
         """Videos of prompts.
@@ -122,6 +123,8 @@ class Pipeline(Generator):
           seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size (up to rounding).
           numbers: of the videos, in place of i: the same many videos, some at a time.
           negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
+          reuse: above 0, most of the network is computed anew only in steps where its first layers say more than this that is new, see
+            `SamplerConfig`; by default the bundle's.
           batch_size: videos computed at a time, rounded up to a multiple of the devices that divide them.
 
         Returns:
@@ -132,7 +135,7 @@ class Pipeline(Generator):
         """
         size = self.check_size(num_frames, height, width)
         prompts = self._check_prompts(prompt, first_frames, low_resolution)
-        sampling = Sampling(steps, guidance, solver, None, seed, negative_prompt, fps, motion)
+        sampling = Sampling(steps, guidance, solver, None, seed, negative_prompt, fps, motion, reuse)
         drawn = np.arange(len(prompts)) if numbers is None else check_numbers(numbers, len(prompts))
         small = check_low_resolution(low_resolution, len(prompts), self.low_size, self.video_size)
         assert self.video_size is not None  # as `check_size` has found

@@ -132,11 +132,29 @@ def sample_latents(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def begin_sampling(
-    config: GeneratorConfig, sampler: SamplerConfig, weights: Weights, keys: jax.Array, given: Given
+    config: GeneratorConfig,
+    sampler: SamplerConfig,
+    weights: Weights,
+    prompts: Prompts | None,
+    keys: jax.Array,
+    strength: Float[Array, ""] | None,
+    negative: Prompts | None,
+    given: Given,
 ) -> Draft:
     """What `sample_some` starts from."""
     model, shape, conditions = _prepared(config, sampler, weights, keys, given)
-    return begin_latents(model, keys, shape, config.diffusion, sampler, given=conditions)
+    return begin_latents(
+        model,
+        prompts,
+        keys,
+        shape,
+        config.diffusion,
+        sampler,
+        strength=strength,
+        negative=negative,
+        given=conditions,
+        circular=config.circular,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

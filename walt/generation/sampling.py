@@ -28,6 +28,7 @@ class Sampling:
       seed: what the noise is drawn from.
       negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
       fps, motion: of a model that is told these, frames per second and the mean absolute change between latent frames.
+      reuse: up to which change of its first unit the transformer's other units are not computed again, 0 to 1, see `SamplerConfig`.
     """
 
     steps: int | None = None
@@ -38,6 +39,7 @@ class Sampling:
     negative_prompt: str | None = None
     fps: float | None = None
     motion: float | None = None
+    reuse: float | None = None
 
     def unprompted(self) -> Sampling:
         """The same without a prompt, of a model that reads them."""
@@ -49,11 +51,13 @@ class Sampling:
         for name in ("steps", "visits"):
             if getattr(self, name) is not None:
                 changes[name] = check_count(name, getattr(self, name))
-        if self.guidance is not None:
-            scale = self.guidance
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-                raise GenerationError(f"guidance must be a finite number, got {scale!r}")
-            changes["guidance"] = float(scale)
+        for name in ("guidance", "reuse"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise GenerationError(f"{name} must be a finite number, got {value!r}")
+            changes[name] = float(value)
         try:
             sampler = dataclasses.replace(of_bundle, **changes)
             sampler.check_schedule(schedule)

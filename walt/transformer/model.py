@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from walt.transformer.blocks import Context, Pair
 from walt.transformer.conditioning import Conditioning, TextConditioning, Upsampler, modulate
 from walt.transformer.config import TransformerConfig
 from walt.transformer.layers import Linear, small_normal, zeros
-from walt.transformer.stack import init_stack, run_stack
+from walt.transformer.reuse import Kept, Reuse, run_reusing
+from walt.transformer.stack import init_stack, part_of_stack, run_stack
 
 
 class PositionTables(nnx.Module):
@@ -90,6 +92,12 @@ class Transformer(nnx.Module):
         self.final = FinalLayer(config, rngs)
 
     def __call__(
+        self, latents: Float[Array, "B F h w C"], timestep: Float[Array, "B F"], **told: Any
+    ) -> Float[Array, "B F h w Cout"]:
+        """`predict` by a full pass."""
+        return self.predict(latents, timestep, **told)[0]
+
+    def predict(
         self,
         latents: Float[Array, "B F h w C"],
         timestep: Float[Array, "B F"],
@@ -103,8 +111,9 @@ class Transformer(nnx.Module):
         drop_class: Bool[Array, "B F"] | None = None,
         low_resolution: Float[Array, "B F i j Cout"] | None = None,
         scalars: Mapping[str, Float[Array, "B F"]] = MappingProxyType({}),
-    ) -> Float[Array, "B F h w Cout"]:
-        """Predicts `out_channels` per latent position, in at least float32.
+        reuse: Reuse | None = None,
+    ) -> tuple[Float[Array, "B F h w Cout"], Kept | None]:
+        """Predicts `out_channels` per latent position, in at least float32; and, with `reuse`, what the next pass may take from this one.
 
         Args:
             latents: noisy latents and all else on the channel axis but low resolution, see `TransformerConfig.channel_parts`.
@@ -116,6 +125,7 @@ class Transformer(nnx.Module):
             class_label, drop_class: class of each frame and where to replace it by "no class"; default no class.
             low_resolution: latents of a super-resolution model's lower resolution.
             scalars: numbers of the config's `scalars`; NaN, or left out, where they are not told.
+            reuse: of the pass before; None to compute all.
 
         Raises:
             ValueError: an input that does not fit the configuration.
@@ -151,24 +161,40 @@ class Transformer(nnx.Module):
             x = x + self.position(latents.shape[1], is_image).astype(x.dtype)
         x = constrain(x, "batch", None, "context", None, None)
         if self.config.adaln == "none":
-            x = self._run_with_tokens(x, conditions, context)
+            x, kept = self._run_with_tokens(x, conditions, context, reuse)
         else:
-            x = self._run(x, context)
+            x, kept = self._run(x, context, reuse)
         with jax.named_scope("embedding"):
             x = unpatchify(self.final(x, condition), self.config.patch)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)), kept
 
-    def _run(self, x: Float[Array, "B F h w d"], context: Context) -> Float[Array, "B F h w d"]:
+    def _run(
+        self, x: Float[Array, "B F h w d"], context: Context, reuse: Reuse | None
+    ) -> tuple[Float[Array, "B F h w d"], Kept | None]:
+        if reuse is None:
+            return self._run_blocks(x, context), None
+        first = lambda x: run_stack(part_of_stack(self.blocks, 0, 1), x, context)[0]  # noqa: E731
+        return run_reusing(reuse, x, first, lambda y: self._run_blocks(y, context, done=1))
+
+    def _run_blocks(self, x: Float[Array, "B F h w d"], context: Context, done: int = 0) -> Float[Array, "B F h w d"]:
+        """Through all blocks but the first `done`, 0 or 1, which `x` has been through."""
         remat, joins = self.config.remat, self.joining_blocks is not None
-        x, outputs = run_stack(self.blocks, x, context, remat=remat, keep=joins)
+        blocks = part_of_stack(self.blocks, 1) if done else self.blocks
+        begun = x[None][:done]
+        x, outputs = run_stack(blocks, x, context, remat=remat, keep=joins)
         if self.joining_blocks is None or outputs is None:
             return x
         # The last of these blocks is the middle: its output goes on, and is no skip.
-        return run_stack(self.joining_blocks, x, context, remat=remat, skips=outputs[:-1])[0]
+        skips = jnp.concatenate([begun, outputs])[:-1]
+        return run_stack(self.joining_blocks, x, context, remat=remat, skips=skips)[0]
 
     def _run_with_tokens(
-        self, x: Float[Array, "B F h w d"], conditions: tuple[Float[Array, "B F d"], ...], context: Context
-    ) -> Float[Array, "B F h w d"]:
+        self,
+        x: Float[Array, "B F h w d"],
+        conditions: tuple[Float[Array, "B F d"], ...],
+        context: Context,
+        reuse: Reuse | None,
+    ) -> tuple[Float[Array, "B F h w d"], Kept | None]:
         """Lays the conditions and the patches of a frame out as one row, which is one window, and takes the patches out again."""
         batch, frames, height, width, features = x.shape
         tokens = [condition[:, :, None].astype(x.dtype) for condition in conditions]
@@ -177,8 +203,8 @@ class Transformer(nnx.Module):
             text = jnp.where(context.text_mask[..., None], context.text, self.text.null())
             tokens.append(jnp.broadcast_to(text, (batch, frames, *text.shape[2:])).astype(x.dtype))
         row = jnp.concatenate([*tokens, x.reshape(batch, frames, height * width, features)], axis=2)[:, :, None]
-        row = self._run(row, context._replace(text=None, text_mask=None))
-        return row[:, :, 0, -height * width :].reshape(x.shape)
+        row, kept = self._run(row, context._replace(text=None, text_mask=None), reuse)
+        return row[:, :, 0, -height * width :].reshape(x.shape), kept
 
     def _check(
         self, latents: Array, timestep: Array, is_image: Array, text: Array | None, class_label: Array | None

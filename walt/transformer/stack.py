@@ -33,6 +33,12 @@ def init_stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     return nnx.merge(graph, states)
 
 
+def part_of_stack(stack: M, start: int, stop: int | None = None) -> M:
+    """The blocks from `start` up to `stop` of a stack, as one."""
+    graph, states = nnx.split(stack)
+    return nnx.merge(graph, jax.tree.map(lambda array: array[start:stop], states))
+
+
 def run_stack(
     stack: nnx.Module, x: Array, context: Any, *, remat: str = "none", skips: Array | None = None, keep: bool = False
 ) -> tuple[Array, Array | None]:
