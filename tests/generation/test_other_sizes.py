@@ -2,11 +2,18 @@
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
-from walt.generation import memory
+import walt
+from walt.diffusion.text_to_latents import Text
+from walt.generation import memory, programs
+from walt.generation.given import Given
 from walt.generation.pipeline import Pipeline
 from walt.generation.request import GenerationError
+from walt.parallel.config import MeshConfig
+from walt.parallel.mesh import make_mesh
 
 BALL = "a red ball moves left"
 
@@ -31,3 +38,39 @@ def test_what_does_not_fit_is_refused_with_the_largest_that_does(tiny, tiny_bund
     with pytest.raises(GenerationError, match="nothing of that shape fits"):
         pipeline.generate(BALL)
     memory.check_memory(tiny.transformer, tiny.autoencoder, (2, 99, 99, 2), 8, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "reuse"),
+    [
+        ((5, 32, 32, 8), 1, 0.0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ((5, 16, 16, 8), 8, 0.0),
+                ((5, 64, 64, 8), 1, 0.0),
+                ((5, 64, 64, 8), 1, 0.1),
+                ((5, 16, 48, 8), 4, 0.1),
+                ((1, 64, 64, 8), 2, 0.0),
+            )
+        ),
+    ],
+)
+def test_the_estimate_is_what_the_compiler_takes_or_somewhat_more(shape, rows, reuse):
+    pipeline = walt.load("mini", mesh=make_mesh(MeshConfig(), jax.devices()[:1]))
+    estimate = memory.estimate(
+        pipeline._generator.transformer, pipeline._autoencoder, shape, rows, branches=2, reuses=reuse > 0
+    )
+    config, weights = pipeline._sized(shape[1:3])
+    sampler = dataclasses.replace(pipeline.sampler, guidance=0.0, reuse=reuse)
+    of = jax.ShapeDtypeStruct
+    length, width = pipeline._generator.diffusion.caption_length, pipeline._generator.text.width
+    prompts = Text(of((rows, length, width), np.float32), of((rows, length), bool))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    told = (prompts, keys, of((), np.float32), None, Given(None, None, {}))
+    latents = of((rows, *shape), np.float32)
+    with jax.set_mesh(pipeline.mesh):
+        sampling = programs.sample_latents.lower(config._replace(frames=shape[0]), sampler, weights, *told)
+        decoding = programs.decode.lower(pipeline._autoencoder, pipeline._autoencoder_weights, latents)
+        taken = [lowered.compile().memory_analysis().temp_size_in_bytes for lowered in (sampling, decoding)]
+    assert 1 <= estimate / max(taken) < 4

@@ -195,7 +195,8 @@ class Generator(Codec):
         device = self.mesh.local_devices[0]
         share = rows if device.platform == "cpu" else rows // batch_shards(self.mesh)  # CPU devices have one memory
         free = memory.available(device)
-        memory.check_memory(self._generator.transformer, self._autoencoder, order.shape, share, branches, free)
+        parts, reuses = (self._generator.transformer, self._autoencoder), sampler.reuse > 0
+        memory.check_memory(*parts, order.shape, share, branches, free, reuses)
         config, weights = self._sized(order.shape[1:3])
         config = config._replace(frames=order.shape[0], circular=order.circular)
         for start in range(0, order.count, rows):

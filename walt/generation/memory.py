@@ -29,20 +29,29 @@ def available(device: jax.Device) -> int | None:
 
 
 def estimate(
-    transformer: TransformerConfig, autoencoder: AutoencoderConfig, shape: tuple[int, ...], rows: int, branches: int
+    transformer: TransformerConfig,
+    autoencoder: AutoencoderConfig,
+    shape: tuple[int, ...],
+    rows: int,
+    branches: int,
+    reuses: bool = False,
 ) -> int:
     """Bytes that latents of `shape` (F, h, w, c) need beside the weights: the larger of one layer of the transformer and of the decoder's last level.
 
-    An upper bound within a small factor, not a measurement: scores are counted as if they were all kept.
+    An upper bound within a small factor of what XLA takes on CPUs, not a measurement: scores are counted as if all were kept, before and after
+    softmax; a model that `reuses` has the layers twice, once for the first of them.
     """
     frames, height, width = shape[:3]
     config = resized_config(transformer, (height, width))
     tokens = frames * (height // config.patch) * (width // config.patch)
     size = 2 if config.dtype == "bfloat16" else np.dtype(config.dtype).itemsize
     windows = [
-        np.minimum(window, config.grid).prod() for window in (config.spatial_window, config.spacetime_window) if window
+        np.minimum(window, (frames, *config.grid[1:])).prod()
+        for window in (config.spatial_window, config.spacetime_window)
+        if window
     ]
-    layer = tokens * (config.width * (ALIVE + config.mlp_ratio) * size + config.heads * int(max(windows)) * 4)
+    layer = tokens * (config.width * (ALIVE + config.mlp_ratio) * size + config.heads * int(max(windows)) * 2 * 4)
+    layer = layer * 3 // 2 if reuses else layer
     pictures = 1 + (frames - 1) * autoencoder.time_factor
     pixels = pictures * height * width * autoencoder.space_factor**2
     decoder = (
@@ -58,23 +67,18 @@ def check_memory(
     rows: int,
     branches: int,
     free: int | None,
+    reuses: bool = False,
 ) -> None:
     """Refuses what does not fit into `free` bytes, naming the largest picture of that shape that does; None refuses nothing.
 
     Raises:
       GenerationError: it does not fit.
     """
-    needed = estimate(transformer, autoencoder, shape, rows, branches)
+    need = lambda shape: estimate(transformer, autoencoder, shape, rows, branches, reuses)  # noqa: E731
+    needed = need(shape)
     if free is None or needed <= free:
         return
-    smaller = next(
-        (
-            each
-            for each in _smaller(shape, transformer.patch)
-            if estimate(transformer, autoencoder, each, rows, branches) <= free
-        ),
-        None,
-    )
+    smaller = next((each for each in _smaller(shape, transformer.patch) if need(each) <= free), None)
     space = autoencoder.space_factor
     asked = f"{shape[1] * space}x{shape[2] * space}"
     most = "nothing of that shape fits" if smaller is None else f"{smaller[1] * space}x{smaller[2] * space} would fit"
