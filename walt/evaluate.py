@@ -70,6 +70,9 @@ class Arguments(command.HostArguments):
     steps: int | None = command.flag("Denoising steps of --checkpoint; by default the model's.", default=None)
     guidance: float | None = command.flag("Guidance of --checkpoint; by default the model's.", default=None)
     solver: str | None = command.flag("Solver of --checkpoint; by default the model's.", default=None)
+    reuse: float | None = command.flag(
+        "How much new may be left out between steps of --checkpoint, 0 to 1; by default the model's.", default=None
+    )
     autoencoder: str | None = command.flag(
         "Shipped model, bundle or work directory whose autoencoder to measure, in place of generated videos.",
         default=None,
@@ -117,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if arguments.real is None and arguments.checkpoint is None:
         raise command.CommandError("--real is missing: the real clips to measure by")
-    for name in ("num_samples", "prompts", "steps", "guidance", "solver"):
+    for name in ("num_samples", "prompts", "steps", "guidance", "solver", "reuse"):
         if getattr(arguments, name) is not None and arguments.checkpoint is None:
             raise command.CommandError(f"--{name} is for --checkpoint, whose samples are drawn here")
     if arguments.num_samples is not None and arguments.num_samples < 1:
@@ -227,7 +230,7 @@ def _real(arguments: Arguments) -> str:
 def _sampling(arguments: Arguments) -> Sampling:
     from walt.evaluation.config import Sampling
 
-    return Sampling(arguments.steps, arguments.guidance, arguments.solver, arguments.seed)
+    return Sampling(arguments.steps, arguments.guidance, arguments.solver, arguments.seed, arguments.reuse)
 
 
 def _print_figures(figures: Mapping[str, Any]) -> None:

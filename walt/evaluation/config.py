@@ -18,10 +18,16 @@ class Sampling:
     guidance: float | None = None
     solver: str | None = None
     seed: int = 0
+    reuse: float | None = None
 
     def of(self, sampler: SamplerConfig) -> SamplerConfig:
         """A sampler with these settings in place of its own; `ConfigError` for what is out of range."""
-        chosen: dict[str, Any] = {"steps": self.steps, "guidance": self.guidance, "solver": self.solver}
+        chosen: dict[str, Any] = {
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "solver": self.solver,
+            "reuse": self.reuse,
+        }
         return replace(sampler, **{name: value for name, value in chosen.items() if value is not None})
 
 

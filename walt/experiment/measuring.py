@@ -59,7 +59,7 @@ def samples_of(
 
 def card_of_samples(bundle: Bundle, pipeline: Pipeline, sampling: Sampling, prompts: Prompts) -> dict[str, Any]:
     """All that samples depend on, as plain JSON values."""
-    sampler = pipeline.sampler_with(sampling.steps, sampling.guidance, sampling.solver)
+    sampler = pipeline.sampler_with(sampling.steps, sampling.guidance, sampling.solver, sampling.reuse)
     known = {key: bundle.card[key] for key in ("step", "weights") if key in bundle.card}
     told = told_of_sampler(sampler, sampling.seed)
     return {"sha256": bundle_checksum(bundle), **known, **told, "prompts": prompts.card()}

@@ -178,11 +178,15 @@ class Generator(Codec):
         return Order(shape, len(prompts), told, away, sampler, sampling.seed, scalars, numbers, **given)
 
     def sampler_with(
-        self, steps: int | None = None, guidance: float | None = None, solver: str | None = None
+        self,
+        steps: int | None = None,
+        guidance: float | None = None,
+        solver: str | None = None,
+        reuse: float | None = None,
     ) -> SamplerConfig:
         """How it samples with these in place of the bundle's. Raises `GenerationError` for what is out of range."""
         schedule = self._generator.diffusion.make_schedule(self._generator.transformer.latent_shape)
-        return Sampling(steps, guidance, solver).sampler(self.sampler, schedule)
+        return Sampling(steps, guidance, solver, reuse=reuse).sampler(self.sampler, schedule)
 
     def _batches(self, order: Order, batch_size: int) -> Iterator[jax.Array]:
         """Latents of so many rows at a time; the last are filled up with the last row, so that there is one shape to compile."""
