@@ -78,7 +78,10 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["walt", "walt.*"]), *CONFIGS],
     package_dir=CONFIGS,
-    package_data={"walt": ["_bundles/**/*", "**/*.html", "**/*.css", "**/*.j2"], "walt._configs": ["*.py", "**/*.py"]},
+    package_data={
+        "walt": ["_bundles/**/*", "**/*.npz", "**/*.html", "**/*.css", "**/*.j2"],
+        "walt._configs": ["*.py", "**/*.py"],
+    },
     install_requires=CORE,
     extras_require={
         "demo": DEMO,

@@ -50,8 +50,8 @@ class Arguments(command.HostArguments):
     """Flags of `walt evaluate`."""
 
     real: str | None = command.flag(
-        "Real clips: a folder, a prepared data set (see walt prepare), or an .npz that --save_real wrote; for the --checkpoint of a run by "
-        "default the held-out clips of its data.",
+        "Real clips: a folder, a prepared data set (see walt prepare), an .npz that --save_real wrote, or atari-heldout, whose statistics are "
+        "shipped; for the --checkpoint of a run by default the held-out clips of its data.",
         default=None,
     )
     generated: str | None = command.flag(
@@ -156,8 +156,8 @@ def _evaluate_distance(arguments: Arguments, json: Path | None, report: Path | N
     weights = _weights(protocol, arguments)
     save_real = command.output_file(arguments.save_real) if arguments.save_real else None
     real_path, stills = _real(arguments), protocol.frames == 1
-    stored = distance.read_real(Path(real_path)) if real_path.endswith(".npz") else None
-    real = stored or open_footage(real_path, arguments.split, stills)
+    npz = distance.stored_statistics(real_path)
+    real = distance.read_real(npz) if npz else open_footage(real_path, arguments.split, stills)
     share, sampled = Share(), None
     if arguments.checkpoint is None:
         assert arguments.generated is not None
@@ -168,8 +168,8 @@ def _evaluate_distance(arguments: Arguments, json: Path | None, report: Path | N
         share = Share.of_job()
         generated, sampled = measuring.samples_of(
             arguments.checkpoint,
-            None if stored else open_footage(real_path, arguments.split, stills),
-            measuring.how_many(protocol, arguments.num_samples, stored or real),
+            real,
+            measuring.how_many(protocol, arguments.num_samples, real),
             _sampling(arguments),
             arguments.prompts,
             share,

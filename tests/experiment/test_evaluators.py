@@ -13,7 +13,7 @@ from walt import command, evaluate, experiment
 from walt.config import ConfigError, apply_overrides, load
 from walt.evaluation import EvaluationError, card, networks
 from walt.evaluation.config import Sampling
-from walt.evaluation.distance import evaluate_footage
+from walt.evaluation.distance import evaluate_footage, read_real, stored_statistics
 from walt.evaluation.features import ALONE
 from walt.evaluation.fidelity import measure
 from walt.evaluation.footage import of_arrays, open_footage
@@ -190,8 +190,6 @@ def test_models_that_cannot_be_sampled_and_runs_without_clips_are_refused(traine
         (world / "none.txt").write_text("\n")
         with pytest.raises(EvaluationError, match=message):
             measuring.samples_of(checkpoint, real, 4, Sampling(), prompts, ALONE)
-    with pytest.raises(EvaluationError, match="stored statistics of real clips tell no captions"):
-        measuring.samples_of(str(trained), None, 4, Sampling(), None, ALONE)
     with pytest.raises(
         ConfigError, match="mini is no work directory, whose held-out clips could be taken: name real clips"
     ):
@@ -212,6 +210,12 @@ def test_prompts_are_captions_evenly_spaced_or_in_turn(world):
     assert prompts_of(real, 4).texts == ("a red ball",) * 4 and prompts_of(real, 4).labels == ("red",) * 4
     assert prompts_of(real, 10).texts == ("a red ball", "a blue ball") * 5
     assert prompts_of(real, 3, classes=("blue", "red")).texts == ("red", "red", "blue")
+    shipped = read_real(stored_statistics("atari-heldout"))
+    assert shipped.values.shape == (128, 400) and shipped.card["network"]["published"]
+    assert prompts_of(shipped, 2).labels == ("boxing", "ms_pacman")
+    assert prompts_of(shipped, 2).texts[0] == "a game of Boxing, the boxer moves right"
+    with pytest.raises(EvaluationError, match=r"the stored statistics of .* tell no captions: give prompts in a file"):
+        prompts_of(dataclasses.replace(shipped, described=()), 2)
     arrays = of_arrays(np.zeros((2, 5, 8, 8, 3), np.uint8), "real")
     with pytest.raises(EvaluationError, match=r"real video 0 of 2 arrays has no caption to make a video of.*--prompts"):
         prompts_of(arrays, 2)

@@ -130,18 +130,29 @@ def for_pairs(protocol: Protocol) -> Protocol:
 
 # ---- statistics of real footage
 
+SHIPPED = {"atari-heldout": Path(__file__).parent / "_statistics" / "atari-heldout.npz"}
+"""What comes with the package, by name: I3D features of 128 held-out clips of the Atari footage, 17 frames of 64x64, under `tfgan-reference`."""
+
+
+def stored_statistics(real: str) -> Path | None:
+    """The file of statistics that `real` names: one that is shipped, or an npz; None for anything else, which is footage."""
+    return SHIPPED.get(real) or (Path(real) if real.endswith(".npz") else None)
+
 
 def write_real(statistics: RealStatistics, path: Path) -> None:
-    """As one npz: `values`, and `card` as JSON."""
+    """As one npz: `values`, and `card` and `described` as JSON."""
     with media.atomic_path(path) as temporary:
-        np.savez(temporary, values=statistics.values, card=json.dumps(statistics.card))
+        card_text, described = json.dumps(statistics.card), json.dumps(statistics.described)
+        np.savez_compressed(temporary, values=statistics.values, card=card_text, described=described)
 
 
 def read_real(path: Path) -> RealStatistics:
     """What `write_real` wrote. Raises `EvaluationError` for anything else."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return RealStatistics(stored["values"], json.loads(str(stored["card"])))
+            described = json.loads(str(stored["described"])) if "described" in stored else []
+            pairs = tuple((str(caption), str(label)) for caption, label in described)
+            return RealStatistics(stored["values"], json.loads(str(stored["card"])), described=pairs)
     except Exception as error:  # zip, numpy and json raise plain and differing types
         raise EvaluationError(f"{path} holds no statistics of real clips (--save_real writes them): {error}") from error
 
@@ -162,7 +173,8 @@ def real_statistics(
     )
     of = {"sha256": found.fingerprint, "from": Path(footage.description).name, "clips": len(found.values)}
     head = card.of_extraction(extractor, found.clip_shape, seed)
-    return RealStatistics(found.values, {**head, "real": {**of, "bad": list(found.bad)}}, found.rows)
+    described = tuple(some.videos[row].describe() for row in found.rows)
+    return RealStatistics(found.values, {**head, "real": {**of, "bad": list(found.bad)}}, found.rows, described)
 
 
 def checked(statistics: RealStatistics, extractor: Extractor, seed: int) -> RealStatistics:

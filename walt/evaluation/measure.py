@@ -32,11 +32,13 @@ KERNEL_SUBSET, KERNEL_SUBSETS = 1000, 100
 
 @dataclass(frozen=True, eq=False)
 class RealStatistics:
-    """Features of real clips, which rows of their footage these are (unless nobody knows any more), and the card of how they were made."""
+    """Features of real clips, the card of how they were made, which rows of their footage these are (unless nobody knows any more), and the caption
+    and label of each ("" for none; empty where they were not looked up)."""
 
     values: Float[np.ndarray, "n d"]
     card: Mapping[str, Any]
     rows: Int[np.ndarray, " n"] | None = None
+    described: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

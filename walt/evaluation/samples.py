@@ -17,6 +17,7 @@ from walt.data.media import MediaError
 from walt.evaluation.clips import EvaluationError
 from walt.evaluation.features import ALONE, Share
 from walt.evaluation.footage import Choose, Footage, Video
+from walt.evaluation.measure import RealStatistics
 
 SampleFn = Callable[[Sequence[int]], UInt8[np.ndarray, "n t h w 3"]]
 """The videos of these numbers; that of a number is the same whenever it is asked for, and with whatever others."""
@@ -39,25 +40,32 @@ class Prompts:
         return {"from": self.source, "different": len(set(self.texts)), "sha256": checksum}
 
 
-def prompts_of(real: Footage, count: int, *, classes: Sequence[str] = ()) -> Prompts:
+def prompts_of(real: Footage | RealStatistics, count: int, *, classes: Sequence[str] = ()) -> Prompts:
     """The captions of so many real videos, evenly spaced, or in turn where there are fewer; for a model of classes their labels.
 
     A video without a caption is called by its label. Raises `EvaluationError` naming the first that has neither.
     """
-    rows = np.arange(count) * len(real) // count if count <= len(real) else np.arange(count) % len(real)
+    if isinstance(real, RealStatistics):
+        source, total = f"the stored statistics of {real.card['real']['from']}", len(real.described)
+        if total == 0:
+            raise EvaluationError(f"{source} tell no captions: give prompts in a file of one per line (--prompts)")
+        describe = lambda row: (f"clip {row}", *real.described[row])  # noqa: E731
+    else:
+        source, total = real.description, len(real)
+        describe = lambda row: (real.videos[row].name, *real.videos[row].describe())  # noqa: E731
+    rows = np.arange(count) * total // count if count <= total else np.arange(count) % total
     found: dict[int, tuple[str, str]] = {}
     for row in sorted(set(rows.tolist())):
-        video = real.videos[row]
-        caption, label = video.describe()
+        name, caption, label = describe(row)
         text = label if classes else caption or label
         if not text:
             raise EvaluationError(
-                f"{video.name} of {real.description} has no {'label' if classes else 'caption'} to make a video of: "
+                f"{name} of {source} has no {'label' if classes else 'caption'} to make a video of: "
                 "give prompts in a file of one per line (--prompts)"
             )
         found[row] = text, label
     texts, labels = zip(*(found[row] for row in rows.tolist()))
-    return Prompts(texts, labels, f"{'labels' if classes else 'captions'} of {real.description}")
+    return Prompts(texts, labels, f"{'labels' if classes else 'captions'} of {source}")
 
 
 def footage_of_samples(

@@ -42,7 +42,12 @@ def sample_fn(pipeline: Pipeline, prompts: Prompts, sampling: Sampling, batch: i
 
 
 def samples_of(
-    checkpoint: str, real: Footage | None, count: int, sampling: Sampling, prompts_file: str | None, share: Share
+    checkpoint: str,
+    real: Footage | RealStatistics,
+    count: int,
+    sampling: Sampling,
+    prompts_file: str | None,
+    share: Share,
 ) -> tuple[Footage, dict[str, Any]]:
     """So many videos of a model, made when they are wanted, and what a card says of them. Each process of a job makes its share alone.
 
@@ -101,7 +106,7 @@ def check_samples(pipeline: Pipeline, name: str) -> None:
         raise EvaluationError(f"{name} reads no prompts, but goes on from frames: measure its videos with --generated")
 
 
-def prompts_for(pipeline: Pipeline, real: Footage | None, count: int, file: str | None) -> Prompts:
+def prompts_for(pipeline: Pipeline, real: Footage | RealStatistics, count: int, file: str | None) -> Prompts:
     """Those in a file, one per line and in turn, or else what the real videos are called. Raises `EvaluationError` for none."""
     if file is not None:
         lines = caption_files.read_lines(Path(file))
@@ -109,8 +114,6 @@ def prompts_for(pipeline: Pipeline, real: Footage | None, count: int, file: str 
             raise EvaluationError(f"{file} holds no prompts: one per line is expected")
         texts = tuple(lines[row % len(lines)] for row in range(count))
         return Prompts(texts, texts if pipeline.class_names else ("",) * count, Path(file).name)
-    if real is None:
-        raise EvaluationError("stored statistics of real clips tell no captions: give prompts in a file (--prompts)")
     return prompts_of(real, count, classes=pipeline.class_names)
 
 
