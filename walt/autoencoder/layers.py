@@ -6,6 +6,7 @@ Layout is [batch, time, height, width, channel]. Nothing here looks at a later f
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from jaxtyping import Array, Float
 
 from walt.autoencoder.convolution import Size3, convolve
 from walt.parallel.activations import constrain
+
+Widths = tuple[tuple[int, int], ...]
+"""Of a border: how many positions before and after, along time, height and width."""
 
 
 class Stream:
@@ -91,7 +95,38 @@ def pad_replicate(x: Float[Array, "b t h w c"], kernel: Size3, causal: bool = Tr
     time, *space = (((k - 1) // 2, k // 2) for k in kernel)
     if causal:
         time = (kernel[0] - 1, 0)
-    return jnp.pad(x, ((0, 0), time, *space, (0, 0)), mode="edge")
+    return _repeat_border(x, (time, *space))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _repeat_border(x: Float[Array, "b t h w c"], widths: Widths) -> Float[Array, "b s i j c"]:
+    return jnp.pad(x, ((0, 0), *widths, (0, 0)), mode="edge")
+
+
+def _folded(padded: Float[Array, "b s i j c"], widths: Widths, axis: int = 1) -> Float[Array, "b t h w c"]:
+    """The gradient of `_repeat_border`: what was repeated from the border is added to it again.
+
+    As a sum of the inside and of thin slices, so that it takes one pass; JAX's own goes over the whole array for each side.
+    """
+    if axis > len(widths):
+        return padded
+    before, after = widths[axis - 1]
+    size = padded.shape[axis] - before - after
+    part = lambda start, stop: jax.lax.slice_in_dim(padded, start, stop, axis=axis)  # noqa: E731
+    whole = _folded(part(before, before + size), widths, axis + 1)
+    for start, stop, place in ((0, before, 0), (before + size, before + size + after, size - 1)):
+        if start == stop:
+            continue
+        border = _folded(part(start, stop).sum(axis, keepdims=True), widths, axis + 1)
+        room = [(0, 0, 0)] * padded.ndim
+        room[axis] = (place, size - 1 - place, 0)
+        whole = whole + jax.lax.pad(border, jnp.zeros((), padded.dtype), room)
+    return whole
+
+
+_repeat_border.defvjp(
+    lambda x, widths: (_repeat_border(x, widths), None), lambda widths, _, cotangent: (_folded(cotangent, widths),)
+)
 
 
 class GroupNorm(nnx.Module):
@@ -108,16 +143,22 @@ class GroupNorm(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], affine: tuple[Array, Array] | None = None
     ) -> Float[Array, "b t h w c"]:
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
-        mean = grouped.mean(axis=(2, 3, 5), keepdims=True)
-        variance = jnp.square(grouped - mean).mean(axis=(2, 3, 5), keepdims=True)
-        y = ((grouped - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
+        wide = x.astype(jnp.float32)
+        # Both moments in one pass over x, per channel first: a TPU's convolution makes them while it writes x, and no array is laid out by groups, of
+        # which a few channels would each fill 128 lanes. The mean is of the order of the spread, so their difference loses few digits.
+        mean, square = (self._over_groups(values.mean(axis=(2, 3))) for values in (wide, jnp.square(wide)))
+        y = (wide - mean) * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-6)
         if self.scale is not None and self.bias is not None:
             assert affine is None  # a norm with scale and shift of its own takes no others
             affine = self.scale[...], self.bias[...]
         if affine is not None:
             y = y * affine[0] + affine[1]
         return y.astype(x.dtype)
+
+    def _over_groups(self, values: Float[Array, "b t c"]) -> Float[Array, "b t 1 1 c"]:
+        """For every channel the mean over its group."""
+        means = values.reshape(*values.shape[:-1], self.groups, -1).mean(axis=-1)
+        return jnp.repeat(means, values.shape[-1] // self.groups, axis=-1)[:, :, None, None]
 
 
 def space_to_depth(x: Float[Array, "b t H W c"], block: int) -> Float[Array, "b t h w d"]:
