@@ -163,6 +163,28 @@ def test_a_stop_is_not_put_off_by_clocks_that_differ(monkeypatch):
     )
 
 
+def test_a_failure_that_comes_of_the_end_of_another_process_ends_this_one_as_told(monkeypatch, capsys):
+    """A collective fails as soon as the other one is gone, before this one has looked whether it shall end."""
+
+    class Ended(Exception):
+        pass
+
+    def end(status):
+        raise Ended(status)
+
+    kept = {}
+    client = SimpleNamespace(key_value_set=kept.__setitem__, key_value_try_get=kept.__getitem__)
+    monkeypatch.setattr(processes, "_exit", end)
+    monkeypatch.setattr(processes, "_job", processes._Job(1, 2, client))
+    with pytest.raises(Ended, match="75"):
+        processes.end_all("told to end while there was nothing to save", 75)
+    monkeypatch.setattr(processes, "_job", processes._Job(0, 2, client))
+    with pytest.raises(Ended, match="75"), processes.failing_together():
+        raise RuntimeError("Gloo AllGather failed: connection closed by peer")
+    assert capsys.readouterr().err.count("walt: process 1 of 2: told to end while there was nothing to save") == 2
+    assert processes.FAILURE not in kept
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_who_is_missing_is_said_when_the_time_is_up(index):
     program = "import sys; from walt import parallel; parallel.initialize(sys.argv[1], 2, int(sys.argv[2]), 2)"

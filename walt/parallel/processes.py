@@ -133,10 +133,11 @@ def leave(reason: str, status: int = 1) -> None:
 def report(reason: str) -> str:
     """Tells the other processes that this one has failed, which ends them; returns the line of the first one that did.
 
-    This process has some seconds to end by itself.
+    This process has some seconds to end by itself. Where another one has ended the job, what failed here failed for that, and this one ends as told.
     """
     if _job is None:
         return reason
+    _end_if_told(_job)
     with contextlib.suppress(Exception):  # another one was first, or the coordinator is gone
         _job.client.key_value_set(FAILURE, _line(_job, reason))
     return _said(_job, FAILURE) or _line(_job, reason)
@@ -293,11 +294,7 @@ def _watch() -> None:
 
     def watch() -> None:
         while not ended.wait(POLL_SECONDS):
-            told = _said(job, ENDED)
-            if told is not None:
-                status, _, line = told.partition(" ")
-                _say(line)
-                _exit(int(status))
+            _end_if_told(job)
             failure = _said(job, FAILURE)
             if failure is None:
                 continue
@@ -336,6 +333,14 @@ def _said(job: _Job, key: str) -> str | None:
         return job.client.key_value_try_get(key)
     except Exception:  # JAX's error for "not found" has no public name
         return None
+
+
+def _end_if_told(job: _Job) -> None:
+    """Ends this process if one of the job has ended all of them, see `end_all`."""
+    if (told := _said(job, ENDED)) is not None:
+        status, _, line = told.partition(" ")
+        _say(line)
+        _exit(int(status))
 
 
 def _line(job: _Job, reason: str) -> str:
