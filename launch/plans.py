@@ -74,7 +74,7 @@ PODS = (
     Pod("t2v/base_3b", "v5p:4x4x4", num_slices=2, overrides=over(16, data=4, slice=2)),
     Pod("autoencoder/t2v_128", "v5e:2x4", "encode"),
     Pod("autoencoder/t2v_128", "v5e:2x4", "decode"),
-    Pod("autoencoder/t2v_128", "v5e:8x8"),
+    Pod("autoencoder/t2v_128", "v5p:2x4x4"),  # 8 videos a chip, see walt/autoencoder/convolution.py
     Pod("t2v/base_3b", "v5p:2x2x2", "sample", overrides=over(8)),
 )
 

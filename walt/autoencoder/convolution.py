@@ -18,6 +18,9 @@ Size3 = tuple[int, int, int]
 Form = Callable[[Array, Array, Size3], Array]
 Plane = Callable[[Array, Array, Size2], Array]
 LANES = 128  # of a TPU's vector unit: arrays of fewer channels fill it badly
+SUBLANES = 8
+"""Of a TPU's vector unit: with a multiple of this many videos on a device they lie along them, and with fewer XLA puts pieces of pictures there, by
+passes over memory that cost more than the convolutions."""
 
 
 def convolve(

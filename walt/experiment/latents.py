@@ -26,7 +26,6 @@ from walt.generation.pipeline import Pipeline
 from walt.generation.sources import open_autoencoder
 
 STILLS = 3  # frames per clip that also become images, evenly spread
-BATCH = 16
 
 
 def prepare(
@@ -142,9 +141,10 @@ def _encoded(
     pipeline: Pipeline, clips: Iterator[tuple[dict[str, Any], np.ndarray]], stills: np.ndarray, low_resolution: int
 ) -> Iterator[dict[str, Any]]:
     """The latents record of every clip."""
-    while batch := list(islice(clips, BATCH)):
+    rows = pipeline.rows_at_a_time
+    while batch := list(islice(clips, rows)):
         # The last batch is filled up with its last clip, so that there is one shape to compile.
-        videos = np.stack([video for _, video in [*batch, *batch[-1:] * (BATCH - len(batch))]])
+        videos = np.stack([video for _, video in [*batch, *batch[-1:] * (rows - len(batch))]])
         arrays = _latents(pipeline, videos, stills)
         if low_resolution > 1:
             small = _latents(pipeline, smaller(videos, low_resolution), stills)

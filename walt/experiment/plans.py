@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from walt.autoencoder.convolution import SUBLANES
 from walt.config import ConfigError, nearest, to_config_dict, to_json
 from walt.diffusion.flops import sampling_flops
 from walt.diffusion.text_to_latents import Text
@@ -28,7 +29,7 @@ from walt.training.module import Functional
 from walt.transformer.sharding import PARAMETER_AXES, check_mesh
 
 ROWS = 16
-"""Videos at a time, rounded up to a multiple of the parts that a mesh divides them into: the default of `Pipeline.generate`."""
+"""Videos that are sampled at a time, rounded up to a multiple of the parts that a mesh divides them into: the default of `Pipeline.generate`."""
 TEXT = "the text encoder is a program of its own, which runs once per prompt: its weights are in the memory, its work is not counted"
 
 
@@ -38,7 +39,7 @@ def plan_program(
     """The plan of one of PROGRAMS with the config's mesh.
 
     Args:
-      rows: videos of one run, by default ROWS or what the mesh makes of them; of a train step they are the config's.
+      rows: videos of one run, by default ROWS, or SUBLANES a device for the autoencoder; of a train step they are the config's.
 
     Raises:
       ConfigError: before anything is compiled: there is no such program, or it does not divide over the devices.
@@ -56,7 +57,13 @@ def plan_program(
             f"this one is of {experiment.stage!r}"
         )
     mesh = make_mesh(experiment.training.mesh, topology.devices())
-    rows = _rows(rows, batch_shards(mesh))
+    shards = batch_shards(mesh)
+    if rows is None:
+        rows = SUBLANES * shards if stage == "autoencoder" else -(-ROWS // shards) * shards
+    if rows < 1 or rows % shards:
+        raise ConfigError(
+            f"batch_size is {rows}, but the mesh divides it into {shards} parts: make it a multiple of {shards}"
+        )
     if isinstance(experiment, DiffusionExperiment):
         lowered, work = lower_sampler(experiment, mesh, rows)
     else:
@@ -157,13 +164,3 @@ def _changes(
     while fewer and fewer % shards == 0:
         yield f"--batch_size={fewer}", experiment, fewer
         fewer //= 2
-
-
-def _rows(rows: int | None, shards: int) -> int:
-    if rows is None:
-        return -(-ROWS // shards) * shards
-    if rows < 1 or rows % shards:
-        raise ConfigError(
-            f"batch_size is {rows}, but the mesh divides it into {shards} parts: make it a multiple of {shards}"
-        )
-    return rows

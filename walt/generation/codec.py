@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from walt.autoencoder import Tiling, stream_decode, stream_encode
 from walt.autoencoder.config import AutoencoderConfig
+from walt.autoencoder.convolution import SUBLANES
 from walt.autoencoder.model import to_float, to_uint8
 from walt.generation import programs
 from walt.generation.bundle import Bundle
@@ -44,6 +45,12 @@ class Codec:
     def space_factor(self) -> int:
         """Pixels that a side of a latent position covers."""
         return self._autoencoder.space_factor
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """Videos that are best encoded at a time when there are many."""
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return 16 if on_cpu else SUBLANES * batch_shards(self.mesh)
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of as many pictures, rounded up."""
