@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from walt.planning.program import parse_program
 from walt.planning.topology import parse_topology
 from walt.transformer import attention, window_kernel
 from walt.transformer.attention import attend
+from walt.transformer.config import TransformerConfig
 from walt.transformer.window_kernel import Shared, Tokens, attend_in_windows, supports
 from walt.transformer.windows import Windows
 
@@ -198,7 +200,7 @@ def grouped_by_device(x, parts, *, back=False):
 def test_no_kernel_but_for_a_tpu():
     windows = Windows((2, 2, 8), (1, 2, 8))
     tokens, shared, _ = inputs(windows, 2, 16, 128, 2, biased=False, masked=False, identity=False)
-    assert not supports(tokens, shared, windows)
+    assert not supports(tokens, shared.bias, windows)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +221,34 @@ def test_a_kernel_needs_the_memory_of_a_core_and_whole_tiles(megabytes, window, 
         lambda: SimpleNamespace(vmem_capacity_bytes=megabytes * 2**20, get_sublane_tiling=lambda _: 8),
     )
     windows = Windows((5, 16, 16), window)
-    own, vector = (
-        jax.ShapeDtypeStruct(*each) for each in (((4, 5, 16, 16, 3456), jnp.bfloat16), ((1, 1152), jnp.float32))
-    )
+    own = jax.ShapeDtypeStruct((4, 5, 16, 16, 3456), jnp.bfloat16)
     bias = jax.ShapeDtypeStruct((16, windows.tokens, windows.tokens), jnp.float32)
-    shared = Shared((vector,) * 3, vector, bias)
-    assert supports(Tokens(own), shared, windows, heads_over=heads_over) == fits
+    assert supports(Tokens(own), bias, windows, heads_over=heads_over) == fits
+
+
+@pytest.mark.parametrize(("megabytes", "stays"), [(None, True), (128, True), (16, False)])
+def test_tokens_that_no_kernel_takes_in_their_grid_are_cut_into_windows_first(megabytes, stays, monkeypatch):
+    core = SimpleNamespace(vmem_capacity_bytes=(megabytes or 0) * 2**20, get_sublane_tiling=lambda _: 8)
+    monkeypatch.setattr(window_kernel.tpu, "core", lambda: core if megabytes else None)
+    laid = []
+    monkeypatch.setattr(
+        attention, "attend", lambda tokens, shared, windows, **_: laid.append(windows) or tokens.own[..., :128]
+    )
+    config = TransformerConfig(
+        latent_shape=(3, 16, 16),
+        in_channels=4,
+        out_channels=2,
+        width=128,
+        depth=2,
+        heads=2,
+        spatial_window=(1, 16, 16),
+        spacetime_window=(3, 8, 8),
+    )
+    layer = nnx.eval_shape(lambda: attention.WindowAttention(config, (3, 16, 16), nnx.Rngs(0)))
+    x = jax.ShapeDtypeStruct((2, 3, 16, 16, 128), jnp.float32)
+    assert jax.eval_shape(lambda layer, x: layer(x), layer, x).shape == x.shape
+    windows = Windows((3, 16, 16), (3, 16, 16))
+    assert laid == [windows if stays else windows.apart]
 
 
 @pytest.mark.slow

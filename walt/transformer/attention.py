@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from walt.parallel import tpu
 from walt.parallel.activations import axis_size, constrain, on_each_device
 from walt.transformer.config import Size3, TransformerConfig
 from walt.transformer.layers import (
@@ -53,7 +55,7 @@ def attend(
 def _attend_on_tpu(tokens: Tokens, shared: Shared, *, windows: Windows, heads: int, norm: bool) -> Array:
     """In the kernel where a core's memory holds a window with its scores, on each device for its own rows, windows and heads."""
     tensor, (frames, rows, places) = axis_size("heads"), axes_of(windows)
-    if places is not None or not supports(tokens, shared, windows, heads_over=tensor):
+    if places is not None or not supports(tokens, shared.bias, windows, heads_over=tensor):
         if windows == windows.apart:
             return _attend_by_head(tokens, shared, windows=windows, heads=heads, norm=norm, mix_heads=mix)
         # Whole tiles, if not where they lie in the grid.
@@ -203,7 +205,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T H W d"]:
         """What tokens see of their window and of the text of its frame, projected; rows of `identity` see nothing but themselves."""
         mask = self._mask(len(x), windows, text_mask)
-        in_grid, x = windows.lie_in_grid(axis_size("context")), by_rows(x)
+        in_grid, x = self._stay_in_grid(x, text, bias, windows), by_rows(x)
         laid, tokens = (windows, x) if in_grid else (windows.apart, windows.split(x))
         own = side_by_side(divided(tokens, laid), (self.query, self.key, self.value))
         caption = None if text is None else side_by_side(text, (self.key, self.value))
@@ -218,6 +220,20 @@ class Attention(nnx.Module):
         mixed = attend(inputs, shared, laid, heads=self.heads, norm=self.query_norm is not None)
         mixed = divided(self.out.kept_product(mixed, "attention"), laid)
         return by_rows(mixed if in_grid else windows.merge(mixed)) + self.out.offset.astype(mixed.dtype)
+
+    def _stay_in_grid(self, x: Array, text: Array | None, bias: Array | None, windows: Windows) -> bool:
+        """Whether tokens stay where they lie. On a TPU whose kernel cannot take them there they are cut into windows first: they are a third of their
+        queries, keys and values."""
+        if not windows.lie_in_grid(axis_size("context")):
+            return False
+        if tpu.core() is None:
+            return True
+
+        def like(array: Array, parts: int) -> Any:
+            return jax.ShapeDtypeStruct((*array.shape[:-1], parts * x.shape[-1]), self.query.dtype)
+
+        tokens = Tokens(like(x, 3), None if text is None else like(text, 2))
+        return supports(tokens, bias, windows, heads_over=axis_size("heads"))
 
     def _mask(
         self, rows: int, windows: Windows, text_mask: Bool[Array, "B G L"] | None

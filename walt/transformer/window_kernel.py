@@ -88,7 +88,7 @@ class Shared(NamedTuple):
     bias: Float[Array, "heads n m"] | None = None
 
 
-def supports(tokens: Tokens, shared: Shared, windows: Windows, *, heads_over: int = 1) -> bool:
+def supports(tokens: Tokens, bias: Array | None, windows: Windows, *, heads_over: int = 1) -> bool:
     """Whether a core of the TPU that is compiled for has the memory for such windows, backward pass included, with heads divided over so many devices;
     and whether windows and words are whole tiles and the width whole slabs of 128 lanes, so that nothing has to be laid out anew."""
     core, dtype, width = tpu.core(), tokens.own.dtype, tokens.own.shape[-1] // 3 // heads_over
@@ -99,7 +99,7 @@ def supports(tokens: Tokens, shared: Shared, windows: Windows, *, heads_over: in
         return False
     scores = queries * -(-(queries + words) // LANES) * LANES * 4
     rows = (7 * queries + 4 * words) * width * dtype.itemsize
-    biases = 0 if shared.bias is None else 2 * len(shared.bias) // heads_over
+    biases = 0 if bias is None else 2 * len(bias) // heads_over
     # Blocks of tokens are held twice, while the next is on its way; biases and their gradients once; TEMPORARIES were found by compiling.
     return 2 * rows + (biases + TEMPORARIES) * scores <= core.vmem_capacity_bytes
 
