@@ -88,7 +88,11 @@ class Studio:
             told.pop("fps")
         inputs, rate = self._read(task, {name: told.pop(name) for name in INPUTS if name in told})
         options = {name: told.pop(name) for name in OPTIONS if name in told}
-        options = {name: as_option(name, value) for name, value in options.items() if name in takes.options}
+        options = {
+            name: as_option(name, value, takes.options[name])
+            for name, value in options.items()
+            if name in takes.options
+        }
         if takes.clip_fps and rate is not None:
             options["clip_fps"] = rate
         settings = {
