@@ -105,8 +105,7 @@ def test_a_mistake_is_a_sentence_and_the_page_goes_on(page):
 def choose(page, task, field):
     """Chooses a task, and waits for a field of its own."""
     page.click("#task input")
-    page.keyboard.type(f"{task}:")
-    page.keyboard.press("Enter")
+    page.click(f"[role=option]:has-text('{task}:')")
     page.wait_for_selector(field)
 
 
@@ -127,6 +126,7 @@ def test_keyframes_a_stream_and_a_storyboard(page, tmp_path):
 
     choose(page, "stream", "#prompt label:has-text('a line for each window')")
     page.fill("#prompt textarea", "a red ball moves left\na blue box moves right")
+    page.click("text=Settings")
     set_number(page, "num_frames", 9)
     facts = facts_of(page)
     assert "9 frames" in facts and "a red ball moves left; a blue box moves right" in facts

@@ -72,6 +72,7 @@ def facts(record: Record, file: str) -> str:
         "Sampling": f"{record.steps} steps of {record.solver}, guidance {record.guidance:g}",
         "Size": f"{record.num_frames} frames of {record.height}x{record.width}, {record.fps:g} per second",
         **{name.replace("_", " ").capitalize(): value for name, value in record.options.items()},
+        "Given": ", ".join(name.replace(".", " ") for name in record.inputs),
         "Known parts": record.conditioning,
         "Model": ", ".join(f"{checksum[:12]}" for checksum in record.models),
         "Again": "" if record.inputs else f"walt sample --like={file} --output=again.mp4",
