@@ -139,10 +139,8 @@ def test_tasks_depend_on_the_devices_as_little(tiny, tiny_bundle, one_device):
                 assert close(perform(pipeline, 5), expected[name]), name
                 assert not close(perform(pipeline, 6), expected[name]), name
             assert error(several(pipeline), latents) < 1e-3
-        rows = compiled["sample_latents"]
-        assert rows == (3 if pipeline.mesh.shape["context"] == 1 else 4), (
-            compiled
-        )  # four rows are filled up to, or eight
+        # One for each kind, and one more where a batch of one video is filled up to four rows, not to the eight of `several`.
+        assert compiled["sample_latents"] == (3 if pipeline.mesh.shape["context"] == 1 else 4), compiled
 
 
 def test_weights_are_divided_as_in_training_and_taken_where_they_lie(tiny_bundle):
