@@ -34,7 +34,7 @@ ALLOWED = {
     ("walt/prepare.py", "import_module"),
     ("walt/__init__.py", "import_module"),
     ("walt/evaluation/__init__.py", "import_module"),
-    ("walt/generation/storyboards.py", "yaml"),  # of which it uses `safe_load` alone, as is checked below
+    ("walt/generation/shots.py", "yaml"),  # of which it uses `safe_load` alone, as is checked below
     (
         "walt/evaluation/i3d_weights.py",
         "pickle",
@@ -94,7 +94,7 @@ def test_the_package_runs_nothing_that_it_reads(root: Path) -> None:
 
 
 def test_yaml_makes_plain_values_alone(root: Path) -> None:
-    source = (root / "walt" / "generation" / "storyboards.py").read_text()
+    source = (root / "walt" / "generation" / "shots.py").read_text()
     used = {
         n.attr
         for n in ast.walk(ast.parse(source))

@@ -17,13 +17,16 @@ package is used. `--cascade` names super-resolution models, the smallest first, 
     walt sample --task=stream --prompt="..." --prompt="..." --num_frames=1000 --output=out.mp4
     walt sample --task=storyboard --storyboard=shots.yaml --output=out.mp4
 
-The others are predict, loop, edit, vary, outpaint (--height, --width) and interpolate (--factor).
+    walt sample --task=loop --video=in.mp4 --prompt="..." --output=out.mp4        (closes a clip; without --video a new one)
+
+The others are predict, edit, vary, outpaint (--height, --width) and interpolate (--factor). A stream is written as it is made, one --prompt for each
+window of frames, the last for all that follow, and lasts a minute unless --num_frames says otherwise.
 
 A prompt may weigh its words: "a (red car:1.3)". `--rewriter` has prompts written out before the model reads them: rules:FILE (JSON:
 {"replace": {"car": "a red car"}, "after": ", by day"}), command:PROGRAM (prompt on its standard input, the new one on its output), or the
 address of a server that speaks OpenAI's chat protocol, such as http://127.0.0.1:8080/v1 (key, if any, in WALT_REWRITER_KEY).
 
-Every file says how it was made, and `--like=FILE` makes it again; flags beside it change what they name.
+Every file says how it was made, and `--like=FILE` makes it again, given the same files; flags beside it change what they name.
 
 Started on every host of a TPU pod, the devices of all share the work, and the first host writes.
 """
@@ -32,11 +35,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
@@ -44,18 +46,18 @@ from jaxtyping import UInt8
 from walt import command
 from walt.config import nearest
 from walt.data import caption_files, media
-from walt.generation.catalogue import INPUTS, OPTIONS, TASKS
+from walt.generation.catalogue import INPUTS, OPTIONS, SIZES, TASKS
 from walt.parallel.config import MeshConfig
 
 if TYPE_CHECKING:
     from walt.generation.cascade import Cascade
-    from walt.generation.pipeline import Pipeline
+    from walt.generation.inputs import Input, Inputs
     from walt.generation.record import Record
 
-FREE_TASKS = ("keyframes", "stream", "storyboard")
-"""Those that are in no table."""
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
 SUFFIXES = (*VIDEO_SUFFIXES, ".png")
+STREAMED = (".mp4", ".webm")
+"""Those that are written frame by frame."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Arguments(command.HostArguments):
     )
     rewriter_model: str = command.flag("What the address calls its language model.", default="default")
     rewriter_timeout: float = command.flag("Seconds that the rewriter may take for a prompt.", default=30.0)
-    task: str = command.flag("What to do: see above.", default="generate")
+    task: str | None = command.flag("What to do: see above; by default generate, or what --like did.", default=None)
     image: str | None = command.flag("Picture that the video begins with.", default=None)
     video: str | None = command.flag("Video that the task is about.", default=None)
     first: str | None = command.flag("Video that a transition comes from.", default=None)
@@ -97,10 +99,18 @@ class Arguments(command.HostArguments):
     mask: str | None = command.flag("Picture that is white where the video is painted anew.", default=None)
     keyframes: tuple[str, ...] = command.flag("FRAME:PICTURE, comma-separated.", default=())
     storyboard: str | None = command.flag("JSON or YAML file of shots.", default=None)
-    seconds: float | None = command.flag("Seconds to add, or of a transition.", default=None)
+    seconds: float | None = command.flag("Seconds to add, of a transition, or of a loop.", default=None)
     direction: str | None = command.flag("Of extend: forward, backward or both.", default=None)
     strength: float | None = command.flag("How much of the video is forgotten, 0 to 1.", default=None)
     factor: int | None = command.flag("Times as many frames per second.", default=None)
+    context_noise: float | None = command.flag(
+        "Of stream: noise with which a window is shown the pictures before it, against drift; by default 0.1.",
+        default=None,
+    )
+    visits: int | None = command.flag(
+        "Times that each step of a task is taken, which helps models that know by replacement; by default the model's.",
+        default=None,
+    )
     keep_pixels: bool | None = command.flag("Keep the very pixels of what is given.", default=None)
     fps: float | None = command.flag("Frames per second of the file; by default the model's.", default=None)
     captions: bool = command.flag(
@@ -136,30 +146,31 @@ def main(argv: Sequence[str]) -> None:
 
     programs.keep_compiled()
     like = None if arguments.like is None else records.read_record(arguments.like)
+    arguments = dataclasses.replace(arguments, task=task_of(arguments, like))
     checkpoints = (arguments.checkpoint, *arguments.cascade)
     model = Cascade.load(checkpoints, mesh)
     for checkpoint, pipeline in zip(checkpoints, model.stages):
         print(f"{checkpoint}: {pipeline.describe()}")
-    if arguments.task in FREE_TASKS:
-        perform(arguments, prompts, model.stages[0], output)
-        return
-    inputs, clip_fps = read_inputs(arguments, model)
+    inputs, clip_fps = read_inputs(arguments, model, like)
     record = resolve(arguments, prompts, like, model, inputs, clip_fps)
+    if like is not None:
+        for name in sorted(record.inputs.keys() & like.inputs.keys()):
+            if record.inputs[name] != like.inputs[name]:
+                print(f"{name} is another than the one that {arguments.like} was made with")
     start = time.monotonic()
-    videos = records.generate(model, record, inputs, arguments.batch_size)
-    record = record.sized(videos)
+    record, written = make(model, record, inputs, arguments, output)
     if jax.process_index() > 0:
         return
     others = [pipeline.sampler for pipeline in model.stages[1:]]
     steps = "+".join(str(number) for number in (record.steps, *(sampler.steps for sampler in others)))
     guidance = "+".join(f"{scale:g}" for scale in (record.guidance, *(sampler.guidance for sampler in others)))
-    count, frames, height, width = videos.shape[:4]
+    known = f", conditioned by {record.conditioning}" if record.conditioning else ""
     print(
-        f"made {count} x {frames} frames of {height}x{width} in {time.monotonic() - start:.1f} s, compilation included: "
-        f"{steps} steps, guidance {guidance}, seed {record.seed}"
+        f"made {len(record.rows())} x {record.num_frames} frames of {record.height}x{record.width} in {time.monotonic() - start:.1f} s, "
+        f"compilation included: {steps} steps, guidance {guidance}, seed {record.seed}{known}"
     )
-    scale = arguments.scale or max(1, -(-256 // min(height, width)))
-    for path, prompt in write(videos, record, output, scale):
+    scale = enlargement(arguments, record)
+    for path, prompt in written:
         shown = f" (every pixel {scale}x{scale})" if scale > 1 and path.suffix != ".png" else ""
         print(f"wrote {path}{shown}: {prompt}")
         if arguments.captions:
@@ -169,13 +180,15 @@ def main(argv: Sequence[str]) -> None:
 def check(arguments: Arguments) -> None:
     """Refuses flags that cannot be, before anything is loaded."""
     sources = [name for name in ("prompt", "prompts_file") if getattr(arguments, name) is not None]
-    if arguments.task not in TASKS and arguments.task not in FREE_TASKS:
-        names = (*TASKS, *FREE_TASKS)
-        raise command.CommandError(
-            f"--task must be one of {', '.join(names)}, got {arguments.task!r}{nearest(arguments.task, names)}"
-        )
-    _check_inputs(arguments)
-    if not sources and arguments.like is None and arguments.task != "storyboard":
+    task = arguments.task or "generate"
+    if task not in TASKS:
+        raise command.CommandError(f"--task must be one of {', '.join(TASKS)}, got {task!r}{nearest(task, TASKS)}")
+    if arguments.like is None:
+        _check_inputs(arguments, task)
+    shots = TASKS[task].words == "shots"
+    if sources and shots:
+        raise command.CommandError(f"--{sources[0]} is not for --task={task}: each of its shots has a prompt")
+    if not sources and arguments.like is None and not shots:
         raise command.CommandError("--prompt is missing: what the video should show (or --prompts_file, or --like)")
     if len(sources) == 2:
         raise command.CommandError("--prompt and --prompts_file both name prompts; give one of them")
@@ -195,62 +208,60 @@ def check(arguments: Arguments) -> None:
         raise command.CommandError(f"--scale must be between 1 and 64, got {arguments.scale}")
 
 
-def _check_inputs(arguments: Arguments) -> None:
-    takes = {"keyframes": {"keyframes"}, "storyboard": {"storyboard"}, "stream": {"video"}}.get(arguments.task)
-    if takes is None:
-        takes = {*TASKS[arguments.task].inputs, *TASKS[arguments.task].options}
-    for name in (*INPUTS, *OPTIONS, "keyframes", "storyboard"):
-        given = getattr(arguments, name) not in (None, ())
-        if given and name not in takes:
-            raise command.CommandError(f"--{name} is not for --task={arguments.task}")
-    needed = [*TASKS[arguments.task].inputs] if arguments.task in TASKS else [*takes - {"video"}]
-    for name in needed:
-        if getattr(arguments, name) in (None, ()):
-            raise command.CommandError(f"--{name} is missing, which --task={arguments.task} needs")
-    if arguments.cascade and arguments.task != "generate":
-        raise command.CommandError(f"--task={arguments.task} is of one model: leave --cascade out")
+def task_of(arguments: Arguments, like: Record | None) -> str:
+    """The task of the flags, or of the file that is made again, of which the flags that it needs are asked for."""
+    if like is None:
+        return arguments.task or "generate"
+    if like.task not in TASKS:
+        raise command.CommandError(f"{arguments.like} was made by a task that this version does not know")
+    if arguments.task not in (None, like.task):
+        raise command.CommandError(f"{arguments.like} was made by --task={like.task}, not by --task={arguments.task}")
+    _check_inputs(arguments, like.task, like)
+    return like.task
 
 
-def read_inputs(arguments: Arguments, model: Cascade) -> tuple[dict[str, np.ndarray], float | None]:
+def _check_inputs(arguments: Arguments, task: str, like: Record | None = None) -> None:
+    takes = TASKS[task]
+    for name in (*INPUTS, *OPTIONS, *SIZES):
+        of_task = name in takes.inputs or name in takes.options or name in takes.sizes
+        if getattr(arguments, name) not in (None, ()) and not of_task:
+            raise command.CommandError(f"--{name} is not for --task={task}")
+    held = () if like is None else like.held()
+    needed = [name for name in takes.inputs if name not in takes.optional and name not in held]
+    given = [] if like is None else [name.partition(".")[0] for name in like.inputs]
+    for name in (*needed, *given):
+        if getattr(arguments, name, ()) in (None, ()):
+            by = f"--task={task} needs" if name in needed else f"{arguments.like} was made with"
+            raise command.CommandError(f"--{name} is missing, which {by}")
+    if arguments.cascade and task != "generate":
+        raise command.CommandError(f"--task={task} is of one model: leave --cascade out")
+    _keyframes(arguments.keyframes)
+
+
+def read_inputs(arguments: Arguments, model: Cascade, like: Record | None) -> tuple[dict[str, Input], float | None]:
     """The files of a task, and the frame rate of the first video among them."""
     from walt.generation.inputs import read_input
 
-    size, inputs, rates = model.stages[0].check_size(), {}, []
-    for name, kind in TASKS[arguments.task].inputs.items():
-        inputs[name], rate = read_input(kind, getattr(arguments, name), size)
-        rates += [] if rate is None else [rate]
+    size, rates = model.stages[0].check_size(), []
+    inputs = {} if like is None else dict(like.held())
+    for name, kind in TASKS[str(arguments.task)].inputs.items():
+        source = _keyframes(arguments.keyframes) if kind == "pictures" else getattr(arguments, name)
+        if source is not None:
+            inputs[name], rate = read_input(kind, source, size)
+            rates += [] if rate is None else [rate]
     return inputs, rates[0] if rates else None
 
 
-def perform(arguments: Arguments, prompts: Sequence[str], pipeline: Pipeline, output: Path) -> None:
-    """A task that takes more than a table says: writes its video, as it comes."""
-    if output.suffix.lower() not in (".mp4", ".webm"):
-        raise command.CommandError(f"--task={arguments.task} writes .mp4 or .webm, got {output}")
-    chosen = {name: getattr(arguments, name) for name in ("steps", "guidance", "solver", "negative_prompt")}
-    options: dict[str, Any] = {"seed": arguments.seed or 0, **chosen}
-    if arguments.task == "storyboard":
-        frames: Iterable[np.ndarray] = pipeline.storyboard(str(arguments.storyboard), **options)
-    elif arguments.task == "keyframes":
-        pictures = {frame: media.read_image(path) for frame, path in map(_keyframe, arguments.keyframes)}
-        frames = pipeline.keyframes(pictures, prompts[0], num_frames=arguments.num_frames, **options)
-    else:
-        video = None if arguments.video is None else media.read_video(arguments.video)[0]
-        count = 60 * round(pipeline.fps) if arguments.num_frames is None else arguments.num_frames
-        frames = islice(pipeline.stream(list(prompts), video=video, **options), count)
-    count = 0
-    with media.video_writer(output, arguments.fps or pipeline.fps) as write:
-        for frame in frames:
-            scale = arguments.scale or max(1, -(-256 // min(frame.shape[:2])))
-            write(frame.repeat(scale, axis=0).repeat(scale, axis=1)[None])
-            count += 1
-    print(f"wrote {output}: {count} frames, conditioned by {pipeline.conditioning}")
-
-
-def _keyframe(text: str) -> tuple[int, str]:
-    frame, colon, path = text.partition(":")
-    if not colon or not frame.isdigit():
-        raise command.CommandError(f"--keyframes are FRAME:PICTURE, such as 0:first.png, got {text!r}")
-    return int(frame), path
+def _keyframes(texts: Sequence[str]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for text in texts:
+        frame, colon, path = text.partition(":")
+        if not colon or not frame.isdecimal():
+            raise command.CommandError(f"--keyframes are FRAME:PICTURE, such as 0:first.png, got {text!r}")
+        if int(frame) in found:
+            raise command.CommandError(f"--keyframes names frame {frame} twice")
+        found[int(frame)] = path
+    return found
 
 
 SETTINGS = ("negative_prompt", "num_frames", "height", "width", "fps", "steps", "guidance", "solver", "seed")
@@ -261,28 +272,26 @@ def resolve(
     prompts: Sequence[str],
     like: Record | None,
     model: Cascade,
-    inputs: Mapping[str, np.ndarray] = MappingProxyType({}),
+    inputs: Inputs = MappingProxyType({}),
     clip_fps: float | None = None,
 ) -> Record:
     """What is to be made: flags, behind them what `like` says, behind that what the model does by itself."""
     from walt.generation import record as records
 
+    takes = TASKS[str(arguments.task)]
     told = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
     options = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
-    if clip_fps is not None and TASKS[arguments.task].clip_fps:
+    if clip_fps is not None and takes.clip_fps:
         options["clip_fps"] = clip_fps
     if arguments.task != "generate":
         told |= {"task": arguments.task, "options": options, "inputs": inputs}
     if like is not None:
         if not arguments.other_model:
             like.check_models(str(arguments.like), model)
-        if like.task != arguments.task:
-            raise command.CommandError(
-                f"{arguments.like} was made by --task={like.task}: name that, with its files, beside --like"
-            )
         told = like.settings() | told | ({"options": {**like.options, **options}} if options or like.options else {})
         if not prompts:
-            return records.resolve(model, like.prompts, given=like.given, rewriter=like.rewriter, **told)
+            prompts = like.prompts if takes.words != "shots" else ()
+            return records.resolve(model, prompts, given=like.given, rewriter=like.rewriter, **told)
     if arguments.rewriter is None:
         return records.resolve(model, prompts, **told)
 
@@ -319,20 +328,60 @@ def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, prompts
 
 
+def enlargement(arguments: Arguments, record: Record) -> int:
+    """As how many pixels, each way, a file shows one."""
+    return arguments.scale or max(1, -(-256 // min(record.height, record.width)))
+
+
+def make(
+    model: Cascade, record: Record, inputs: Inputs, arguments: Arguments, output: Path
+) -> tuple[Record, list[tuple[Path, str]]]:
+    """Makes and, on the first host, writes what a record says: (the record, with the size of what was made, what `write` returns)."""
+    import jax
+
+    from walt.generation import record as records
+
+    first = jax.process_index() == 0
+    if TASKS[record.task].words == "prompts" and output.suffix.lower() in STREAMED:
+        frames = records.perform(model, record, inputs)
+        if first:
+            return record, write_as_made(frames, record, output, enlargement(arguments, record))
+        for _ in frames:
+            pass
+        return record, []
+    videos = records.generate(model, record, inputs, arguments.batch_size)
+    record = record.sized(videos)
+    return record, write(videos, record, output, enlargement(arguments, record)) if first else []
+
+
 def write(
     videos: UInt8[np.ndarray, "n t h w 3"], record: Record, output: Path, scale: int = 1
 ) -> list[tuple[Path, str]]:
     """Writes videos as the suffix of `output` says, and into each file how it was made; returns (file, what it shows) for each."""
-    prompts = record.prompts
+    rows = record.rows()
     if output.suffix.lower() == ".png":
-        media.contact_sheet(videos, output, labels=prompts, note=record.to_json())
-        return [(output, "; ".join(prompts))]
-    digits = len(str(len(prompts) - 1))  # so that names sort as prompts do
-    paths = [output.with_stem(f"{output.stem}_{i:0{digits}}") for i in range(len(prompts))]
-    paths = [output] if len(prompts) == 1 else paths
-    for number, (path, video) in enumerate(zip(paths, videos)):
-        media.write_video(path, video, record.fps, scale=scale, note=record.of_row(number).to_json())
-    return list(zip(paths, prompts))
+        media.contact_sheet(videos, output, labels=[_words(row) for row in rows], note=record.to_json())
+        return [(output, "; ".join(record.prompts))]
+    digits = len(str(len(rows) - 1))  # so that names sort as prompts do
+    paths = [output.with_stem(f"{output.stem}_{i:0{digits}}") for i in range(len(rows))]
+    paths = [output] if len(rows) == 1 else paths
+    for path, video, row in zip(paths, videos, rows):
+        media.write_video(path, video, record.fps, scale=scale, note=row.to_json())
+    return [(path, _words(row)) for path, row in zip(paths, rows)]
+
+
+def write_as_made(
+    frames: Iterable[UInt8[np.ndarray, "h w 3"]], record: Record, output: Path, scale: int = 1
+) -> list[tuple[Path, str]]:
+    """`write` for a video that need not fit into memory."""
+    with media.video_writer(output, record.fps, scale=scale, note=record.to_json()) as write:
+        for frame in frames:
+            write(frame[None])
+    return [(output, _words(record))]
+
+
+def _words(record: Record) -> str:
+    return "; ".join(record.prompts)
 
 
 if __name__ == "__main__":

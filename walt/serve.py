@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> None:
     from walt.generation.cascade import Cascade
     from walt.serving.limits import Limits
 
-    names = [field.name for field in dataclasses.fields(Limits) if field.name != "max_characters"]
-    limits = Limits(**{name: getattr(arguments, name) for name in names})
+    told = dataclasses.asdict(arguments)
+    limits = Limits(**{each.name: told[each.name] for each in dataclasses.fields(Limits) if each.name in told})
     checkpoints = (arguments.checkpoint, *arguments.cascade)
     model = Cascade.load(checkpoints, mesh)
     model.stages[-1].check_size(None, None, None)  # it generates

@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
+import yaml
 from etils import epath
 from mutations import JSON, LINES, MSGPACK, SAFETENSORS, Codec
 from PIL import Image
@@ -28,7 +29,9 @@ from walt.data.faults import FaultLog
 from walt.data.latents import LatentsFormat, record_field
 from walt.generation.bundle import BundleError, read_bundle
 from walt.generation.record import Record, RecordError, parse_record, read_record
+from walt.generation.request import GenerationError
 from walt.generation.rewriter import RewriterError, read_rules
+from walt.generation.shots import read_storyboard
 from walt.text.hugging_face import ModelFolderError, Source, read_arrays
 from walt.text.t5 import read_t5
 from walt.text.tokenizer import Tokenizer, TokenizerError, read_tokenizer
@@ -166,6 +169,13 @@ RECORD = Record(
     {"strength": 0.5},
     {"video": "cd"},
 )
+BOARD = {
+    "shots": [
+        {"prompt": "a ball", "seconds": 1.5, "seed": 3},
+        {"prompt": "a box", "num_frames": 9, "transition": "morph", "transition_seconds": 0.5},
+    ]
+}
+YAML = Codec(yaml.safe_load, lambda value: JSON.encode(value))  # which is YAML too
 RULES = {"replace": {"a": "b"}, "before": "x", "after": "y"}
 SMALL = media.Limits(pixels=2**16, frames=200, seconds=100, megabytes=1, decoded_megabytes=16)
 
@@ -445,6 +455,8 @@ def all_readers(folder: Path) -> dict[str, Reader]:
             share=0.5,
         ),
         "rewriting rules": Reader((JSON.encode(RULES),), as_file(".json", lambda path: read_rules(path)("a b")), (RewriterError,), JSON),
+        "storyboard.json": Reader((JSON.encode(BOARD),), as_file(".json", read_storyboard), (GenerationError, *of_media), JSON, share=0.5),
+        "storyboard.yaml": Reader((yaml.safe_dump(BOARD).encode(),), as_file(".yaml", read_storyboard), (GenerationError, *of_media), YAML, share=0.5),
         "skipped records": Reader((JSON.encode(FAULT) + b"\n",), read_log, (), LINES),
         "skipped batches": Reader((JSON.encode({"step": 1, "example_ids": [[5]]}) + b"\n",), read_left_out, (), LINES),
     }  # fmt: skip

@@ -18,7 +18,7 @@ NAMES = (
     "latents record", "clip record", "clip", "shard", "manifest", "captions.csv", "captions.jsonl", "captions.txt", "image", "video",
     "bundle index", "bundle weights", "model config", "model arrays", "model index", "torch legacy", "torch zip", "torch program",
     "tokenizer.json", "tokenizer", "stored config", "stored clock", "checkpoint", "checksums", "config text", "metrics", "record",
-    "noted video", "noted picture", "rewriting rules", "skipped records", "skipped batches",
+    "noted video", "noted picture", "rewriting rules", "storyboard.json", "storyboard.yaml", "skipped records", "skipped batches",
 )  # fmt: skip
 
 EDITS = st.lists(

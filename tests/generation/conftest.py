@@ -96,3 +96,12 @@ def tiny_bundle(tiny):
         licences=("random weights, no rights reserved",),
         card={"fps": 12.5},
     )
+
+
+def of_frames(frames, tiny, tiny_bundle, **changes):
+    """The bundle of a tiny model that makes so many latent frames, four pictures each but the first."""
+    changes = {"latent_shape": (frames, 2, 2), "spacetime_window": (frames, 2, 2), **changes}
+    transformer = dataclasses.replace(tiny.transformer, **changes)
+    abstract = Functional(lambda rngs: Denoiser(transformer, tiny.text, rngs)).abstract_params
+    part = Component(json_values(transformer), random_like(abstract, 1)["transformer"])
+    return dataclasses.replace(tiny_bundle, components={**tiny_bundle.components, "transformer": part})

@@ -11,14 +11,18 @@ from walt.config import ConfigError
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.text_to_latents import Text
 from walt.generation import programs
+from walt.generation.canvas import held
 from walt.generation.given import Given
 from walt.generation.pipeline import Pipeline
+from walt.generation.sampling import Sampling
 from walt.parallel.config import MeshConfig
 from walt.parallel.mesh import batch_sharding, make_mesh, put, read
 from walt.parallel.rules import parameter_shardings
 from walt.text.config import TextEncoderConfig
 from walt.transformer.config import TransformerConfig
 from walt.transformer.sharding import PARAMETER_AXES, check_mesh
+
+from .conftest import of_frames
 
 ROWS, LENGTH = 8, 6
 SAMPLER = SamplerConfig(steps=4, guidance=3.0)
@@ -101,6 +105,42 @@ def test_videos_depend_neither_on_the_devices_nor_on_the_company(tiny_bundle, on
         assert close(pipeline.generate(PROMPTS[:2], seed=5, batch_size=1), alone[:2])
     clips = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 16, 3), np.uint8)
     assert close(pipeline.reconstruct(clips), Pipeline(tiny_bundle, one_device).reconstruct(clips))
+
+
+CLIP = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+BOX = np.pad(np.ones((8, 8), bool), ((0, 8), (8, 0)))
+TASKS = {  # what is known, and at which level what is not: three kinds of programs
+    "animate": lambda pipeline, seed: pipeline.animate(CLIP[0], PROMPTS[0], seed=seed),
+    "extend": lambda pipeline, seed: pipeline.extend(CLIP, PROMPTS[1], 0.6, "both", seed=seed),
+    "inpaint": lambda pipeline, seed: pipeline.inpaint(CLIP, BOX, PROMPTS[2], seed=seed),
+    "edit": lambda pipeline, seed: pipeline.edit(CLIP, PROMPTS[0], strength=0.6, seed=seed),
+    "loop": lambda pipeline, seed: pipeline.loop(PROMPTS[1], num_frames=12, seed=seed),
+}
+
+
+def several(pipeline):
+    """Latents of as many videos as there are devices, each with another canvas and prompt."""
+    known = np.repeat(pipeline.encode(CLIP)[None], 8, axis=0)
+    sheets = held(known + np.arange(8, dtype=np.float32)[:, None, None, None, None] / 8)
+    sheets.mask[:, 1:] = 0
+    sheets.mask[::2, :, 1:] = 0
+    return pipeline.paint([PROMPTS[row % 3] for row in range(8)], sheets, Sampling(seed=5))
+
+
+@pytest.mark.slow
+def test_tasks_depend_on_the_devices_as_little(tiny, tiny_bundle, one_device):
+    bundle = of_frames(2, tiny, tiny_bundle, in_channels=7, canvas=True)
+    alone = Pipeline(bundle, one_device)
+    expected, latents = {name: perform(alone, 5) for name, perform in TASKS.items()}, several(alone)
+    for mesh in (MeshConfig(), MeshConfig(data=2, fsdp=2, context=2)):
+        pipeline = Pipeline(bundle, mesh)
+        with compilations() as compiled:
+            for name, perform in TASKS.items():
+                assert close(perform(pipeline, 5), expected[name]), name
+                assert not close(perform(pipeline, 6), expected[name]), name
+            assert error(several(pipeline), latents) < 1e-3
+        # One for each kind, and one more where a batch of one video is filled up to four rows, not to the eight of `several`.
+        assert compiled["sample_latents"] == (3 if pipeline.mesh.shape["context"] == 1 else 4), compiled
 
 
 def test_weights_are_divided_as_in_training_and_taken_where_they_lie(tiny_bundle):

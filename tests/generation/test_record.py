@@ -21,6 +21,7 @@ from walt.generation.record import (
     resolve,
 )
 from walt.generation.request import GenerationError
+from walt.generation.shots import Shot, Storyboard
 
 BALL, BOX = "a red ball moves left — ‘é’", "a blue box moves right"
 
@@ -104,6 +105,11 @@ def test_other_files_are_named(tmp_path, suffix):
         ({"num_frames": 10**9}, "num_frames is 1000000000, which is not within 1 to"),
         ({"height": 0}, "height is 0, which is not within"),
         ({"width": -(10**400)}, "width is -1000"),
+        ({"shots": "x"}, "shots must be list"),
+        ({"shots": ["x"]}, "shot 0 must be a mapping"),
+        ({"shots": [{"prompt": "x", "image": "/etc/passwd"}]}, "names the file of an image, and records hold none"),
+        ({"shots": [{"prompt": "\x1b[31mred"}]}, "shots holds control characters"),
+        ({"shots": [{"prompt": "x"}] * 20_000}, "shots holds more than 16,384"),
     ],
 )
 def test_records_that_are_none(record, changes, message):
@@ -119,11 +125,34 @@ def test_texts_that_are_no_record(text):
 
 
 def test_a_field_that_is_missing(record):
-    for name in (field.name for field in dataclasses.fields(Record)):
+    for name in (field.name for field in dataclasses.fields(Record) if field.name != "shots"):
         values = json.loads(record.to_json())
         del values[name]
         with pytest.raises(ValueError, match=f"'{name}' is missing"):
             parse_record(json.dumps(values))
+
+
+def test_shots_are_held_and_checked(model):
+    board = Storyboard((Shot(BALL, num_frames=3), Shot(BOX, seconds=0.2, transition="continue", seed=4)))
+    record = resolve(model, [], task="storyboard", inputs={"storyboard": board})
+    assert record.prompts == (BALL, BOX) and record.num_frames == 3 + 2 and parse_record(record.to_json()) == record
+    assert "shots" not in resolve(model, [BALL]).to_json(), "so that versions before it read it"
+    other = Storyboard((board.shots[0],))
+    with pytest.raises(RecordError, match="the storyboard has other shots"):
+        generate(model, record, {"storyboard": other})
+    pictured = Storyboard(board.shots, {0: np.zeros((16, 16, 3), np.uint8)})
+    with pytest.raises(RecordError, match=r"storyboard\.0 is another than"):
+        generate(model, record, {"storyboard": pictured})
+    with pytest.raises(RecordError, match=r"was made with storyboard\.0, which is not given"):
+        generate(model, resolve(model, [], task="storyboard", inputs={"storyboard": pictured}))
+    for prompts, task, inputs, message in (
+        ([BALL], "storyboard", {"storyboard": board}, "storyboard takes no prompt"),
+        ([], "storyboard", {}, "storyboard needs storyboard: a storyboard"),
+        ([BALL], "keyframes", {}, "keyframes needs keyframes: pictures"),
+        ([BALL, BOX], "loop", {}, "loop takes one prompt, got 2"),
+    ):
+        with pytest.raises(GenerationError, match=message):
+            resolve(model, prompts, task=task, inputs=inputs)
 
 
 def test_a_hostile_record_is_refused_as_any_request(record, model):

@@ -1,9 +1,11 @@
 """The command line, from prompts to files."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from walt import command, sample
 from walt.data import media
@@ -11,6 +13,9 @@ from walt.evaluation.clips import Clips
 from walt.evaluation.source import read_generated
 from walt.generation.bundle import write_bundle
 from walt.generation.record import RecordError, read_record
+from walt.generation.shots import Shot
+
+from .conftest import of_frames
 
 BALL, BOX = "a red ball, moving left", "a blue box moves right"
 
@@ -138,36 +143,91 @@ def test_prompts_may_hold_commas_and_equal_signs():
 
 
 def test_tasks_take_their_files(tmp_path, checkpoint, capsys):
-    out = tmp_path / "out.mp4"
+    out, again = tmp_path / "out.mp4", tmp_path / "again.mp4"
     media.write_video(tmp_path / "in.mp4", np.zeros((5, 16, 16, 3), np.uint8), 12.5, scale=1)
-    video = f"--video={tmp_path / 'in.mp4'}"
-    run(
-        checkpoint,
-        "--task=edit",
-        video,
-        "--strength=0.5",
-        f"--prompt={BALL}",
-        f"--output={out}",
-        "--scale=1",
-        "--steps=2",
-    )
-    made = media.read_video(out)[0]
-    assert made.shape == (5, 16, 16, 3)
-    run(checkpoint, "--task=edit", video, f"--like={out}", f"--output={tmp_path / 'again.mp4'}", "--scale=1")
-    np.testing.assert_array_equal(media.read_video(tmp_path / "again.mp4")[0], made)
-    run(checkpoint, "--task=stream", "--num_frames=12", f"--prompt={BALL}", f"--output={out}", "--scale=2", "--steps=2")
-    assert media.read_video(out)[0].shape == (12, 32, 32, 3)
-    assert "12 frames, conditioned by replacement" in capsys.readouterr().out
-    (tmp_path / "board.json").write_text('{"shots": [{"prompt": "a red ball moves left", "num_frames": 7}]}')
-    run(
-        checkpoint,
-        "--task=storyboard",
-        f"--storyboard={tmp_path / 'board.json'}",
-        f"--output={out}",
-        "--scale=1",
-        "--steps=2",
-    )
-    assert len(media.read_video(out)[0]) == 7
+    media.write_video(tmp_path / "other.mp4", np.full((5, 16, 16, 3), 99, np.uint8), 12.5, scale=1)
+    video, scale = f"--video={tmp_path / 'in.mp4'}", "--scale=1"
+    run(checkpoint, "--task=edit", video, "--strength=0.5", f"--prompt={BALL}", f"--output={out}", scale, "--steps=2")
+    assert media.read_video(out)[0].shape == (5, 16, 16, 3)
+    run(checkpoint, video, f"--like={out}", f"--output={again}", scale)
+    assert again.read_bytes() == out.read_bytes() and "is another than" not in capsys.readouterr().out
+    run(checkpoint, f"--video={tmp_path / 'other.mp4'}", f"--like={out}", f"--output={again}", scale)
+    assert again.read_bytes() != out.read_bytes()
+    assert f"video is another than the one that {out} was made with" in capsys.readouterr().out
+    for flags, message in (
+        ([], "--video is missing, which --task=edit needs"),
+        ([video, "--task=vary"], "was made by --task=edit, not by --task=vary"),
+        ([video, "--factor=2"], "--factor is not for --task=edit"),
+    ):
+        with pytest.raises(command.CommandError, match=message):
+            run(checkpoint, f"--like={out}", f"--output={again}", *flags)
+
+
+@pytest.fixture(scope="module")
+def longer(tiny, tiny_bundle, tmp_path_factory):
+    """A model of three latent frames, 9 pictures, which can make transitions."""
+    path = tmp_path_factory.mktemp("bundles") / "longer"
+    write_bundle(of_frames(3, tiny, tiny_bundle), path)
+    return f"--checkpoint={path}"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """What tasks are given."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), np.uint8)
+    media.write_video(tmp_path / "in.mp4", pixels, 25.0)
+    for name, picture in (("a", pixels[0]), ("b", pixels[1])):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    shots = [{"prompt": BALL, "num_frames": 7}, {"prompt": BOX, "seconds": 0.4, "transition": "morph", "seed": 2}]
+    (tmp_path / "plain.json").write_text(json.dumps({"shots": shots}))
+    (tmp_path / "pictures.json").write_text(json.dumps({"shots": [shots[0], {**shots[1], "image": "a.png"}]}))
+    return tmp_path
+
+
+TOLD = {
+    # flags, files to give again, and what the record says: frames, inputs, options
+    "keyframes": (["--keyframes={}/a.png:0,{}/b.png:8"], True, (9, {"keyframes.0", "keyframes.8"}, {})),
+    "stream": (
+        ["--num_frames=14", f"--prompt={BOX}", "--context_noise=0.3"],
+        False,
+        (14, set(), {"context_noise": 0.3}),
+    ),
+    "stream on": (["--num_frames=5", "--video={}/in.mp4"], True, (5, {"video"}, {"clip_fps": 25.0})),
+    "storyboard": (["--storyboard={}/plain.json"], False, (7 + 4 + 5, set(), {})),
+    "storyboard with pictures": (["--storyboard={}/pictures.json"], True, (16, {"storyboard.1"}, {})),
+    "loop": (["--video={}/in.mp4", "--seconds=0.3"], True, (4 + 4, {"video"}, {"seconds": 0.3, "clip_fps": 25.0})),
+    "animate": (["--image={}/a.png", "--visits=2"], True, (9, {"image"}, {"visits": 2})),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_every_task_says_how_and_is_repeated(longer, files, name):
+    flags, again, (frames, inputs, options) = TOLD[name]
+    task, out, repeated = name.split()[0], files / "out.mp4", files / "again.mp4"
+    flags = [flag.replace("{}/a.png:0,{}/b.png:8", "0:{}/a.png,8:{}/b.png").replace("{}", str(files)) for flag in flags]
+    prompt = [] if task == "storyboard" else [f"--prompt={BALL}"]
+    run(longer, f"--task={task}", *prompt, *flags, f"--output={out}", "--steps=2", "--seed=3")
+    record = read_record(out)
+    assert (record.task, record.num_frames, record.inputs.keys(), record.options) == (task, frames, inputs, options)
+    assert record.conditioning == "replacement" and len(media.read_video(out)[0]) == frames
+    given = [flag for flag in flags if any(word in flag for word in ("png", "mp4", "json"))] if again else []
+    run(longer, f"--like={out}", *given, f"--output={repeated}")
+    assert repeated.read_bytes() == out.read_bytes()
+    if again:
+        with pytest.raises(command.CommandError, match=r"--\w+ is missing, which"):
+            run(longer, f"--like={out}", f"--output={repeated}")
+    if task == "storyboard":
+        first, second = record.shots
+        assert first == Shot(BALL, num_frames=7) and (second.transition, second.seed) == ("morph", 2)
+        assert record.prompts == (BALL, BOX) and str(files) not in record.to_json()
+
+
+def test_a_stream_is_written_as_a_picture_that_moves_too(longer, tmp_path):
+    flags = ["--task=stream", f"--prompt={BALL}", "--num_frames=14", "--steps=2", "--context_noise=0.3", "--scale=1"]
+    run(longer, *flags, f"--output={tmp_path}/out.webp")
+    run(longer, *flags, f"--output={tmp_path}/sheet.png")
+    assert read_record(tmp_path / "out.webp") == read_record(tmp_path / "sheet.png")
+    assert read_record(tmp_path / "out.webp").num_frames == 14
 
 
 @pytest.mark.parametrize(
@@ -178,7 +238,12 @@ def test_tasks_take_their_files(tmp_path, checkpoint, capsys):
         (["--video=x.mp4"], "--video is not for --task=generate"),
         (["--task=edit", "--video=x.mp4", "--factor=2"], "--factor is not for --task=edit"),
         (["--task=keyframes"], "--keyframes is missing"),
+        (["--task=keyframes", "--keyframes=a.png"], "--keyframes are FRAME:PICTURE, such as 0:first.png, got 'a.png'"),
+        (["--task=keyframes", "--keyframes=0:a.png,0:b.png"], "--keyframes names frame 0 twice"),
         (["--task=storyboard"], "--storyboard is missing"),
+        (["--task=storyboard", "--storyboard=x.json"], "--prompt is not for --task=storyboard: each of its shots"),
+        (["--task=extend", "--video=x.mp4", "--num_frames=9"], "--num_frames is not for --task=extend"),
+        (["--context_noise=0.1"], "--context_noise is not for --task=generate"),
         (["--task=loop", "--cascade=x"], "--task=loop is of one model"),
     ],
 )

@@ -1,25 +1,21 @@
 """Every task at tiny size: what is known comes back, strengths are monotone, rings roll, and a seed means a video."""
 
-import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from walt.config import to_config_dict, to_json
-from walt.diffusion.denoiser import Denoiser
 from walt.generation import seam
-from walt.generation.bundle import Component
 from walt.generation.canvas import begun, blank, held, joined, latent_mask, stacked
 from walt.generation.long_tasks import decode_ring, in_place
 from walt.generation.pipeline import Pipeline
 from walt.generation.request import GenerationError
 from walt.generation.sampling import Sampling
-from walt.generation.storyboards import Shot, Storyboard, parse_storyboard, read_storyboard
-from walt.training.module import Functional
+from walt.generation.shots import Shot, Storyboard, parse_script, parse_storyboard, read_storyboard
+from walt.generation.storyboards import frames_of
 
-from .conftest import random_like
+from .conftest import of_frames
 
 BALL, BOX = "a red ball moves left", "a blue box moves right"
 FRAMES = 4  # latent frames of a window: 13 pictures
@@ -28,17 +24,7 @@ FRAMES = 4  # latent frames of a window: 13 pictures
 @pytest.fixture(scope="module")
 def pipeline(tiny, tiny_bundle):
     """The tiny model with a canvas, of 13 frames of 16x16."""
-    transformer = dataclasses.replace(
-        tiny.transformer, latent_shape=(FRAMES, 2, 2), in_channels=7, canvas=True, spacetime_window=(FRAMES, 2, 2)
-    )
-    return of_transformer(transformer, tiny, tiny_bundle)
-
-
-def of_transformer(transformer, tiny, tiny_bundle):
-    abstract = Functional(lambda rngs: Denoiser(transformer, tiny.text, rngs)).abstract_params
-    config = json.loads(to_json(to_config_dict(transformer)))
-    part = Component(config, random_like(abstract, 1)["transformer"])
-    return Pipeline(dataclasses.replace(tiny_bundle, components={**tiny_bundle.components, "transformer": part}))
+    return Pipeline(of_frames(FRAMES, tiny, tiny_bundle, in_channels=7, canvas=True))
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +167,9 @@ def test_a_stream_has_no_end_and_prompts_may_change(pipeline):
     assert asked == [BALL, BOX] and more[-1].shape == (16, 16, 3)
     alone = list(itertools.islice(pipeline.stream(BALL), 43))
     assert close(np.stack(alone[:13]), np.stack(begin)) and differ(np.stack(alone[13:]), np.stack(more))
+    np.testing.assert_array_equal(np.stack(list(pipeline.stream([BALL, BALL], num_frames=20))), np.stack(alone[:20]))
+    with pytest.raises(GenerationError, match=r"20 frames of a stream are made in 2 windows, .* 3 prompts are given"):
+        pipeline.stream([BALL] * 3, num_frames=20)
 
 
 def test_a_storyboard(pipeline, clip, tmp_path):
@@ -192,9 +181,14 @@ def test_a_storyboard(pipeline, clip, tmp_path):
         )
     )
     assert pipeline.storyboard(board).shape == (9 + 15 + 4 + 6, 16, 16, 3)
+    assert frames_of(pipeline, board.shots) == 34
     file = tmp_path / "board.yaml"
     file.write_text(f"shots:\n- prompt: {BALL}\n  num_frames: 9\n")
     np.testing.assert_array_equal(pipeline.storyboard(file), pipeline.storyboard(board)[:9])
+    Image.fromarray(clip[3]).save(tmp_path / "first.png")
+    file.write_text(f"shots:\n- prompt: {BALL}\n  num_frames: 9\n  image: first.png\n")
+    assert list(read_storyboard(file).pictures) == [0]
+    assert close(pipeline.storyboard(file)[:1], pipeline.reconstruct(clip[3:4]))
 
 
 @pytest.mark.parametrize(
@@ -209,11 +203,26 @@ def test_a_storyboard(pipeline, clip, tmp_path):
         ([{"prompt": "x"}, {"prompt": "y", "transition": "fade"}], "shot 1: transition must be cut, continue, morph"),
         ([{"prompt": "x", "seconds": 1, "num_frames": 3}], "give seconds or num_frames, not both"),
         ([{"prompt": "x", "seconds": -1}], "seconds must be positive"),
+        ([{"prompt": "x", "seconds": float("nan")}], "seconds must be positive"),
+        ([{"prompt": "x", "num_frames": 16**9999}], "num_frames must be a whole number, got int"),
+        ([{"prompt": "x", "seed": -1}], "shot 0: seed must be an integer from 0"),
+        ([{"prompt": "x"}, {"prompt": "y", "transition": "continue", "image": "a.png"}], "cannot begin with an image"),
     ],
 )
 def test_a_storyboard_that_is_none(shots, message):
     with pytest.raises(GenerationError, match=message):
         parse_storyboard({"shots": shots})
+
+
+def test_a_storyboard_whose_aliases_have_no_end():
+    """Two to the hundredth words, if anybody wrote them out."""
+    lists = ["&l0 [x, x]", *(f"&l{n} [*l{n - 1}, *l{n - 1}]" for n in range(1, 100))]
+    for text, message in (
+        (f"shots: [{{prompt: [{', '.join(lists)}]}}]", "shot 0: prompt must be text, got list"),
+        (f"shots: [{', '.join(lists)}]", "shot 0 must be a mapping with .* got list"),
+    ):
+        with pytest.raises(GenerationError, match=message):
+            parse_script(text, "YAML")
 
 
 def test_a_storyboard_file_that_is_none(tmp_path):
@@ -229,8 +238,7 @@ def test_a_storyboard_file_that_is_none(tmp_path):
 
 
 def test_a_model_without_a_canvas_conditions_by_replacement(tiny, tiny_bundle, clip):
-    transformer = dataclasses.replace(tiny.transformer, latent_shape=(FRAMES, 2, 2), spacetime_window=(FRAMES, 2, 2))
-    plain = of_transformer(transformer, tiny, tiny_bundle)
+    plain = Pipeline(of_frames(FRAMES, tiny, tiny_bundle))
     assert plain.conditioning == "replacement"
     made = plain.animate(clip[0], BALL)
     assert close(made[:1], plain.reconstruct(clip[:1]))

@@ -2,7 +2,9 @@
 
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from walt.data import media
 from walt.generation.record import generate, read_record
@@ -98,6 +100,49 @@ def test_a_mistake_is_a_sentence_and_the_page_goes_on(page):
     page.fill("#prompt textarea", "a blue box")
     page.click("#go")
     wait_for_status(page, "Done")
+
+
+def choose(page, task, field):
+    """Chooses a task, and waits for a field of its own."""
+    page.click("#task input")
+    page.click(f"[role=option]:has-text('{task}:')")
+    page.wait_for_selector(field)
+
+
+def facts_of(page):
+    page.click("#go")
+    wait_for_status(page, "Done")
+    return page.inner_text("#facts")
+
+
+def test_keyframes_a_stream_and_a_storyboard(page, tmp_path):
+    for name, value in (("a", 30), ("b", 220)):
+        Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    page.fill("#prompt textarea", "a red ball moves left")
+    choose(page, "keyframes", "#keyframes")
+    page.set_input_files("#keyframes input[type=file]", [tmp_path / "a.png", tmp_path / "b.png"])
+    page.wait_for_function("document.querySelector('#frames input, #frames textarea').value == '0, 4'")
+    assert "keyframes" in facts_of(page)
+
+    choose(page, "stream", "#prompt label:has-text('a line for each window')")
+    page.fill("#prompt textarea", "a red ball moves left\na blue box moves right")
+    page.click("text=Settings")
+    set_number(page, "num_frames", 9)
+    facts = facts_of(page)
+    assert "9 frames" in facts and "a red ball moves left; a blue box moves right" in facts
+
+    choose(page, "storyboard", "#storyboard")
+    assert not page.is_visible("#prompt")
+    (tmp_path / "shots.yaml").write_text("shots:\n- prompt: a blue box moves right\n  num_frames: 3\n")
+    with page.expect_file_chooser() as chooser:
+        page.click("#from_file")
+    chooser.value.set_files(tmp_path / "shots.yaml")
+    page.wait_for_function("document.querySelector('#storyboard textarea').value.startsWith('shots:')")
+    assert "a blue box moves right, num frames 3" in facts_of(page)
+    page.fill("#storyboard textarea", "shots: [{prompt: x, image: /etc/passwd}]")
+    page.click("#go")
+    page.wait_for_selector("text=this page reads none that a storyboard names")
+    assert not page.errors
 
 
 def test_a_stopped_video_is_not_made_and_the_next_one_is(page, slow_steps):

@@ -32,14 +32,17 @@ def address(studio, tmp_path_factory):
 
 @pytest.fixture
 def client(address):
-    return gradio_client.Client(address, verbose=False)
+    return gradio_client.Client(address, verbose=False, httpx_kwargs={"timeout": 60})
 
 
 def fields(**values):
     """What the page sends, by name and in its order."""
-    chosen = {"task": "generate", "prompt": BALL, "negative_prompt": "", **dict.fromkeys(INPUTS)}
-    chosen |= {name: option.default for name, option in OPTIONS.items()}
+    chosen = {"task": "generate", "prompt": BALL, "negative_prompt": ""}
+    for name, kind in INPUTS.items():
+        chosen |= {name: None, **({"frames": ""} if kind == "pictures" else {})}
+    chosen |= {name: option.default for name, option in OPTIONS.items() if not option.rare}
     chosen |= {"seed": 3, "steps": 4, "guidance": 2.0, "num_frames": 5, "height": 16, "width": 16, "fps": None}
+    chosen |= {name: option.default for name, option in OPTIONS.items() if option.rare}
     return chosen | values
 
 
@@ -95,8 +98,26 @@ def test_an_upload_is_used_and_a_bad_one_is_a_sentence(client, tmp_path):
     assert "/" not in str(error.value)
 
 
+def test_several_uploads_are_keyframes_and_a_text_is_a_storyboard(client, tmp_path):
+    for name, value in (("a", 200), ("b", 50)):
+        Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    files = [gradio_client.handle_file(tmp_path / f"{name}.png") for name in "ab"]
+    for told, expected in (
+        (fields(task="keyframes", keyframes=files, frames="0, 4"), {"keyframes.0", "keyframes.4"}),
+        (fields(task="storyboard", prompt="", storyboard=f"shots: [{{prompt: {BALL}, num_frames: 3}}]"), set()),
+    ):
+        made = client.predict(*told.values(), api_name="/make")
+        record = read_record(next(Path(value) for value in _strings(made) if value.endswith(".mp4")))
+        assert record.task == told["task"] and set(record.inputs) == expected
+
+
+def test_frames_are_spread_over_a_video():
+    assert pages.spread(["a", "b", "c"], 17.0) == "0, 8, 16" and pages.spread(["a"], 17) == "0"
+    assert pages.spread(None, None) == "" and pages.spread(["a", "b"], 1) == "0, 0"
+
+
 def test_requests_wait_for_each_other_and_a_stopped_one_ends(address, slow_steps):
-    first, second = (gradio_client.Client(address, verbose=False) for _ in range(2))
+    first, second = (gradio_client.Client(address, verbose=False, httpx_kwargs={"timeout": 60}) for _ in range(2))
     long = first.submit(*fields(steps=400).values(), api_name="/make")
     until = time.monotonic() + 120
     while not any("Step " in text for output in long.outputs() for text in _strings(output)):
@@ -175,6 +196,43 @@ def test_no_path_that_a_browser_names_is_taken_for_an_upload(address, tmp_path):
             address, "/gradio_api/queue/join", "POST", json.dumps(body).encode(), Content_Type="application/json"
         )
         assert SECRET not in reply.decode() and status < 500
+
+
+def test_a_storyboard_is_taken_from_an_upload_and_from_no_other_file(address, tmp_path):
+    (tmp_path / "secret.yaml").write_text(SECRET)
+    config = json.loads(get(address, "/config")[1])
+    (button,) = (each["id"] for each in config["components"] if each["props"].get("elem_id") == "from_file")
+    (number,) = (each["id"] for each in config["dependencies"] if each["inputs"] == [button])
+
+    def run(path):
+        value = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        body = json.dumps({"data": [value], "fn_index": number, "session_hash": "x"}).encode()
+        return get(address, "/gradio_api/run/predict", "POST", body, Content_Type="application/json")
+
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.yaml"\r\nContent-Type: text/yaml\r\n\r\n'
+    body = head + b"shots: []" + b"\r\n--x--\r\n"
+    _, reply = get(address, "/gradio_api/upload", "POST", body, Content_Type="multipart/form-data; boundary=x")
+    status, reply = run(json.loads(reply)[0])
+    assert status == 200 and json.loads(reply)["data"] == ["shots: []"]
+    for path in (
+        tmp_path / "secret.yaml",
+        "/etc/passwd",
+        f"file://{tmp_path}/secret.yaml",
+        "http://127.0.0.1:1/a.yaml",
+    ):
+        status, reply = run(path)
+        assert status == 500 and "a file that was not uploaded is not read" in reply.decode()
+
+
+def test_no_picture_of_this_machine_is_taken_for_an_upload(address, tmp_path):
+    """Nor copied to where uploads are given out."""
+    Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(tmp_path / "secret.png")
+    named = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
+    for told in (fields(task="animate", image=named), fields(task="keyframes", keyframes=[named], frames="0")):
+        body = json.dumps({"data": [None, *told.values()], "session_hash": "x"}).encode()
+        _, reply = get(address, "/gradio_api/call/make", "POST", body, Content_Type="application/json")
+        _, reply = get(address, f"/gradio_api/call/make/{json.loads(reply)['event_id']}")
+        assert "a file that was not uploaded is not read" in reply.decode() and ".mp4" not in reply.decode()
 
 
 def test_it_fetches_nothing_and_answers_to_no_other_name(address):

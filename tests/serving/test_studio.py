@@ -1,9 +1,11 @@
 """From what a browser sends to a video's file."""
 
 import html
+import json
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from walt.data import media
@@ -79,43 +81,60 @@ def files(tmp_path_factory):
     return {name: str(path) for name, path in made.items()}
 
 
+BOARD = """shots:
+- prompt: a red ball moves left
+  num_frames: 3
+- {prompt: a blue box moves right, seconds: 0.24, transition: continue}
+"""
+FAST = ("animate", "inpaint", "keyframes", "stream", "storyboard")
+
+
 @pytest.mark.parametrize(
     "task",
     [
-        "animate",
-        "inpaint",
-        *(
-            pytest.param(task, marks=pytest.mark.slow)
-            for task in TASKS
-            if task not in ("animate", "inpaint", "connect")
-        ),
+        *FAST,
+        *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS if task not in (*FAST, "connect")),
     ],
 )
 def test_tasks_of_the_table_make_a_video(studio, files, task):
     values = {
-        "prompt": BALL,
+        "prompt": f"{BALL}\na blue box moves right" if task == "stream" else BALL,
         "steps": 2,
         "seconds": 0.25,
         "direction": "forward",
         "factor": 2.0,
         "strength": 1,
+        "num_frames": 9 if task == "stream" else 5,
+        "context_noise": 0,
         "height": 24,
         "width": 32,
+        "keyframes": [files["image"], files["image"]],
+        "frames": "0, 4",
+        "storyboard": BOARD,
     }
-    request = studio.request(task, values | {name: files[name] for name in INPUTS})
-    assert set(request.record.inputs) == set(TASKS[task].inputs) and request.record.task == task
-    assert request.record.conditioning == ("replacement" if request.inputs else "")
+    given = {name: files[name] for name in INPUTS if name in files and (task, name) != ("loop", "video")}
+    request = studio.request(task, values | given)
+    record = request.record
+    names = {"keyframes": {"keyframes.0", "keyframes.4"}, "loop": set(), "storyboard": set()}
+    assert set(record.inputs) == names.get(task, set(TASKS[task].inputs)) and record.task == task
+    assert record.conditioning == ("replacement" if request.inputs else "")
+    assert len(record.prompts) == (2 if task in ("stream", "storyboard") else 1)
     *news, video = studio.make("a", request)
     assert news and read_record(video.playing) == video.record
     shown = media.read_video(video.playing)[0]
-    assert (
-        len(shown) == video.record.num_frames >= {"extend": 8, "connect": 11, "interpolate": 9, "loop": 4}.get(task, 5)
-    )
+    longer = {"extend": 8, "connect": 11, "interpolate": 9, "loop": 4, "stream": 9, "storyboard": 6}
+    assert len(shown) == video.record.num_frames >= longer.get(task, 5)
     assert (video.record.height, video.record.width) == ((24, 32) if task in ("generate", "outpaint") else (16, 16))
-    other = {name: pixels[..., ::-1] for name, pixels in request.inputs.items()}
+    other = {name: pixels[..., ::-1] for name, pixels in request.inputs.items() if isinstance(pixels, np.ndarray)}
     if other:
         with pytest.raises(RecordError, match="is another than the one that the record was made with"):
             generate(studio.model, request.record, other)
+
+
+def test_a_stored_storyboard_is_shown_with_its_shots(studio):
+    record = studio.request("storyboard", {"storyboard": BOARD}).record
+    text = html.unescape(show.facts(record, "a.mp4"))
+    assert "a blue box moves right, seconds 0.24, transition continue" in text and "walt sample --like=a.mp4" in text
 
 
 BAD_FILES = [
@@ -124,6 +143,30 @@ BAD_FILES = [
     ("edit", {"video": "image"}, r"^image\.png cannot be read as a video"),
     ("animate", {"image": "video"}, r"^video\.mp4 cannot be read as an image"),
     ("edit", {"video": "long"}, "15 frames, more than the 12 allowed"),
+    ("keyframes", {}, "keyframes needs pictures: keyframes"),
+    (
+        "keyframes",
+        {"keyframes": ["image"]},
+        "each of the 1 pictures needs a frame of its own: their frames are missing",
+    ),
+    (
+        "keyframes",
+        {"keyframes": ["image", "image"], "frames": "0, 0"},
+        "needs a frame of its own: their frames are 0, 0",
+    ),
+    ("keyframes", {"keyframes": ["image"], "frames": "-1"}, "the frames of pictures are numbers, .* got '-1'"),
+    ("keyframes", {"keyframes": ["video"], "frames": "0"}, r"^video\.mp4 cannot be read as an image"),
+    ("keyframes", {"keyframes": ["image"] * 17, "frames": "0"}, "at most 16 pictures, got 17"),
+    ("stream", {"num_frames": 13}, "at most 12 frames, got a request for 13"),
+    ("stream", {"prompt": " \n "}, "prompt 0 is empty"),
+    ("stream", {"visits": 300}, "visits must be a whole number from 1 to 16, got '300'"),
+    ("stream", {"num_frames": 5, "visits": 3, "steps": 200}, "at most 400 steps, got a request for 600"),
+    ("storyboard", {}, "storyboard needs its shots, as JSON or YAML"),
+    ("storyboard", {"storyboard": "{"}, "storyboard is no JSON"),
+    ("storyboard", {"storyboard": "x" * 20_001}, "a storyboard has at most 20000 characters here, got 20001"),
+    ("storyboard", {"storyboard": "shots: [{prompt: x, num_frames: 13}]"}, "at most 12 frames, got a request for 13"),
+    ("storyboard", {"storyboard": f"shots: [{{prompt: {'x' * 201}}}]"}, "at most 200 characters of prompt"),
+    ("storyboard", {"storyboard": "shots: [{prompt: x, video: a.mp4}]"}, "shot 0: unknown key 'video'"),
     ("extend", {"video": "video", "seconds": 3}, "at most 12 frames, got a request for 43"),
     ("interpolate", {"video": "video", "factor": 2.5}, "factor must be a whole number from 2 to 8, got '2.5'"),
     ("edit", {"video": "video", "strength": 1.5}, "strength must be a number from 0 to 1, got '1.5'"),
@@ -134,10 +177,32 @@ BAD_FILES = [
 
 @pytest.mark.parametrize(("task", "values", "message"), BAD_FILES)
 def test_bad_files_and_options_are_a_sentence_that_names_no_folder(studio, files, task, values, message):
-    values = {name: files.get(value, value) if isinstance(value, str) else value for name, value in values.items()}
+    values = {
+        name: [files[each] for each in value]
+        if isinstance(value, list)
+        else files.get(value, value)
+        if isinstance(value, str)
+        else value
+        for name, value in values.items()
+    }
     with pytest.raises(ValueError, match=message) as error:
         studio.request(task, {"prompt": BALL} | values)
     assert "/" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "image.png", "../image.png", "https://example.com/a.png", "\\\\host\\a.png"]
+)
+def test_no_picture_that_a_storyboard_names_is_opened(studio, files, tmp_path, monkeypatch, name):
+    for reader in ("read_image", "read_video"):
+        monkeypatch.setattr(media, reader, lambda *_: pytest.fail("a file was opened"))
+    shots = [{"prompt": "x"}, {"prompt": "y", "image": name}]
+    for text in (json.dumps({"shots": shots}), yaml.safe_dump({"shots": shots})):
+        with pytest.raises(GenerationError, match=r"^storyboard: shot 1 begins with a picture, .* leave image out$"):
+            studio.request("storyboard", {"storyboard": text})
+    for text in (name, f"!!python/object/apply:builtins.open ['{name}']", f"shots: !include {name}"):
+        with pytest.raises(GenerationError, match=r"^storyboard (is no YAML|must be a mapping)"):
+            studio.request("storyboard", {"storyboard": text})
 
 
 def test_limits_that_are_none():

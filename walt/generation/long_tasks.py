@@ -125,22 +125,28 @@ def stream(
     prompts: str | Iterable[str] | None,
     *,
     video: Clip | None = None,
+    num_frames: int | None = None,
     context_noise: float = 0.1,
+    clip_fps: float | None = None,
     **sampling: Any,
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Pictures without end, in constant memory, from nothing or on from a `video`.
 
     Args:
       prompts: one for all, or one for every window (12 pictures of the mini model) from an iterator that may decide late; the last one stays.
+      num_frames: how many pictures; None for no end.
       context_noise: time of the noise with which a window is shown the pictures before it: it keeps errors from adding up (drift). 0 shows them clean.
     """
     if not 0 <= context_noise < 1:
         raise GenerationError(f"context_noise must be 0 or more and below 1, got {context_noise}")
-    options, tail = Sampling(**sampling), None if video is None else _clip(pipeline, video, None)
     pipeline.check_size()
+    options, tail = Sampling(**sampling), None if video is None else _past(pipeline, _clip(pipeline, video, clip_fps))
+    if num_frames is not None and isinstance(prompts, (list, tuple)):
+        _check_used(pipeline, len(prompts), check_count("num_frames", num_frames), tail is not None)
     level = context_noise or 1.0
-    return _pictures(
-        roll(pipeline, _blanks(pipeline, tail), _prompts(prompts), options, tail=tail, context_level=level)
+    return itertools.islice(
+        _pictures(roll(pipeline, _blanks(pipeline, tail), _prompts(prompts), options, tail=tail, context_level=level)),
+        num_frames,
     )
 
 
@@ -219,10 +225,14 @@ def forward(pipeline: Pipeline, video: Clip, prompt: str | None, count: int, sam
 
 
 def _forward_windows(pipeline: Pipeline, video: Clip, prompt: str | None, sampling: Sampling) -> Iterator[Clip]:
-    missing = context_length(pipeline) - len(video)
-    if missing > 0:  # a clip that short has stood still before
-        video = np.concatenate([np.repeat(video[:1], missing, axis=0), video])
+    video = _past(pipeline, video)
     return roll(pipeline, _blanks(pipeline, video), itertools.repeat(prompt), sampling, tail=video)
+
+
+def _past(pipeline: Pipeline, video: Clip) -> Clip:
+    """A clip that can be gone on from: one that is too short has stood still before."""
+    missing = max(0, context_length(pipeline) - len(video))
+    return np.concatenate([np.repeat(video[:1], missing, axis=0), video])
 
 
 def _backward(pipeline: Pipeline, video: Clip, prompt: str | None, count: int, sampling: Sampling) -> Clip:
@@ -257,6 +267,17 @@ def _prompts(prompts: str | Iterable[str] | None) -> Iterator[str | None]:
     if prompt is None:
         raise GenerationError("prompts is empty; give at least one prompt")
     yield from itertools.repeat(prompt)
+
+
+def _check_used(pipeline: Pipeline, prompts: int, num_frames: int, begun: bool) -> None:
+    """Refuses prompts of which a stream of so many pictures would never come to the last."""
+    fresh = (pipeline.latent_shape[0] - overlap_of(pipeline)) * pipeline.time_factor
+    first = fresh if begun else 1 + (pipeline.latent_shape[0] - 1) * pipeline.time_factor
+    windows = 1 + max(0, -(-(num_frames - first) // fresh))
+    if prompts > windows:
+        raise GenerationError(
+            f"{num_frames} frames of a stream are made in {windows} window{'s' * (windows != 1)}, each of one prompt, and {prompts} prompts are given"
+        )
 
 
 def _pictures(chunks: Iterable[Clip]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -24,11 +24,11 @@ from walt.config import nearest
 from walt.data import media
 from walt.generation.cascade import Cascade
 from walt.generation.catalogue import TASKS, Task
+from walt.generation.inputs import Inputs
 from walt.generation.request import GenerationError, check_negative, check_prompts
+from walt.generation.shots import Shot, Storyboard, parse_storyboard
+from walt.generation.storyboards import frames_of
 from walt.untrusted import field, parse_json, typed
-
-Inputs = Mapping[str, np.ndarray]
-"""What a task is given, by argument: pictures [H, W, 3] and videos [T, H, W, 3] of uint8, masks [H, W] of bool."""
 
 FORMAT = 1
 MAX_CHARACTERS = 2**20
@@ -58,7 +58,8 @@ class Record:
       steps, guidance, solver: of the base.
       seed, row: what the first video is drawn from.
       options: what else the task was told, by name.
-      inputs: SHA-256 of the pixels that the task was given, by name.
+      inputs: SHA-256 of the pixels that the task was given, by name, and of one of several pictures by its frame too, as `keyframes.16`.
+      shots: of a storyboard, without the pictures that some begin with.
       conditioning: how known parts were kept: `trained`, `replacement`, or empty where nothing is known.
       walt: version that made it.
     """
@@ -80,6 +81,7 @@ class Record:
     row: int
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shots: tuple[Shot, ...] = ()
     conditioning: str = ""
     walt: str = walt.__version__
 
@@ -88,6 +90,14 @@ class Record:
         return dataclasses.replace(
             self, prompts=(self.prompts[number],), given=(self.given[number],), row=self.row + number
         )
+
+    def rows(self) -> list[Record]:
+        """Those of its videos one by one."""
+        return [self.of_row(number) for number in range(len(self.prompts))] if self.task == "generate" else [self]
+
+    def held(self) -> Inputs:
+        """What it holds of what its task is given: a storyboard, without pictures."""
+        return {name: Storyboard(self.shots) for name in TASKS["storyboard"].inputs} if self.shots else {}
 
     def sized(self, videos: UInt8[np.ndarray, "n t h w 3"]) -> Record:
         """It with the size of what was made, which not every task is told."""
@@ -117,7 +127,10 @@ class Record:
 
     def to_json(self) -> str:
         """ASCII text, the same for equal records."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, allow_nan=False)
+        values = dataclasses.asdict(self) | {"shots": [shot.told() for shot in self.shots]}
+        if not self.shots:  # which older versions know nothing of
+            del values["shots"]
+        return json.dumps({"format": FORMAT, **values}, allow_nan=False)
 
 
 def resolve(
@@ -140,18 +153,25 @@ def resolve(
     seed: int = 0,
     row: int = 0,
 ) -> Record:
-    """The record of a request, None being what the model does unless told otherwise.
+    """The record of a request, None being what the model does unless told otherwise. A storyboard brings its own prompts.
 
     Raises:
       GenerationError: there is no such task, it takes other inputs or options, or the model does not make that size.
     """
     base, *others = model.stages
-    size = model.stages[-1].check_size(num_frames, height, width)
-    prompts = check_prompts(prompts)
     takes = _check_task(task, options, inputs)
     if others and task != "generate":
         raise GenerationError(f"{task} is a task of one model, and this is a cascade of {len(model.stages)}")
-    if len(prompts) != 1 and task != "generate":
+    shots = _shots(inputs)
+    if takes.words == "shots":
+        if prompts:
+            raise GenerationError(f"{task} takes no prompt: each of its shots has one")
+        prompts, given, num_frames = [shot.prompt for shot in shots], None, frames_of(base, shots)
+    elif num_frames is None and takes.seconds is not None:
+        num_frames = max(1, round(takes.seconds * model.fps))
+    size = model.stages[-1].check_size(num_frames, height, width)
+    prompts = check_prompts(prompts)
+    if len(prompts) != 1 and takes.words == "prompt" and task != "generate":
         raise GenerationError(f"{task} takes one prompt, got {len(prompts)}")
     return Record(
         task=task,
@@ -170,8 +190,10 @@ def resolve(
         seed=seed,
         row=row,
         options=dict(options),
-        inputs={name: checksum_of(pixels) for name, pixels in inputs.items()},
-        conditioning=base.conditioning if inputs else "",
+        inputs=checksums_of(inputs),
+        shots=shots,
+        # What has several prompts goes on from what it has made.
+        conditioning=base.conditioning if inputs or takes.words != "prompt" else "",
     )
 
 
@@ -179,11 +201,10 @@ def _check_task(task: str, options: Mapping[str, Any], inputs: Inputs) -> Task:
     if task not in TASKS:
         raise GenerationError(f"there is no task {task!r}{nearest(task, TASKS)}")
     takes = TASKS[task]
-    for name in takes.inputs:
-        if name not in inputs:
-            raise GenerationError(
-                f"{task} needs {name}: {'an' if takes.inputs[name][0] == 'i' else 'a'} {takes.inputs[name]}"
-            )
+    for name, kind in takes.inputs.items():
+        if name not in inputs and name not in takes.optional:
+            what = kind if kind == "pictures" else f"{'an' if kind[0] == 'i' else 'a'} {kind}"
+            raise GenerationError(f"{task} needs {name}: {what}")
     for name in inputs:
         if name not in takes.inputs:
             raise GenerationError(f"{task} takes no {name}")
@@ -193,8 +214,24 @@ def _check_task(task: str, options: Mapping[str, Any], inputs: Inputs) -> Task:
     return takes
 
 
+def _shots(inputs: Inputs) -> tuple[Shot, ...]:
+    return next((given.shots for given in inputs.values() if isinstance(given, Storyboard)), ())
+
+
+def checksums_of(inputs: Inputs) -> dict[str, str]:
+    """SHA-256 of all pixels that a task is given, see `Record`."""
+    found = {}
+    for name, given in inputs.items():
+        pictures = given.pictures if isinstance(given, Storyboard) else given
+        if isinstance(pictures, np.ndarray):
+            found[name] = checksum_of(pictures)
+        else:
+            found |= {f"{name}.{number}": checksum_of(pictures[number]) for number in sorted(pictures)}
+    return found
+
+
 def checksum_of(pixels: np.ndarray) -> str:
-    """SHA-256 of what a task is given: of its shape and values."""
+    """SHA-256 of an array: of its shape and values."""
     return hashlib.sha256(
         f"{pixels.dtype} {pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()
     ).hexdigest()
@@ -203,25 +240,46 @@ def checksum_of(pixels: np.ndarray) -> str:
 def generate(
     model: Cascade, record: Record, inputs: Inputs = MappingProxyType({}), batch_size: int = 16
 ) -> UInt8[np.ndarray, "n t h w 3"]:
-    """The videos of a record.
+    """The videos of a record; `inputs` are those that it was made with, but for a storyboard without pictures, which it holds.
 
     Raises:
       RecordError: the inputs are others than those of the record.
       GenerationError: the model cannot make them.
     """
-    takes = _check_task(record.task, record.options, inputs)
-    for name, pixels in inputs.items():
-        if record.inputs.get(name) != checksum_of(pixels):
+    if record.task != "generate":
+        made = perform(model, record, inputs)
+        return (made if isinstance(made, np.ndarray) else np.stack(list(made)))[None]
+    settings = _settings(record, inputs)
+    numbers = range(record.row, record.row + len(record.prompts))
+    return model.generate(list(record.prompts), numbers=numbers, batch_size=batch_size, **settings)
+
+
+def perform(
+    model: Cascade, record: Record, inputs: Inputs = MappingProxyType({})
+) -> UInt8[np.ndarray, "t h w 3"] | Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The video of a record of any other task than `generate`, or, of a stream, its pictures as they are made. Raises as `generate` does."""
+    settings = _settings(record, inputs)
+    match TASKS[record.task].words:
+        case "prompt":
+            (settings["prompt"],) = record.prompts
+        case "prompts":
+            settings["prompts"] = record.prompts
+    return getattr(model.stages[0], record.task)(**settings)
+
+
+def _settings(record: Record, inputs: Inputs) -> dict[str, Any]:
+    """What the method of a task is told beside prompts."""
+    inputs = {**record.held(), **inputs}
+    takes, given = _check_task(record.task, record.options, inputs), checksums_of(inputs)
+    for name, checksum in given.items():
+        if record.inputs.get(name) != checksum:
             raise RecordError(f"{name} is another than the one that the record was made with")
-    settings: dict[str, Any] = {
-        name: getattr(record, name) for name in ("steps", "guidance", "solver", "seed", *takes.sizes)
-    }
-    settings["negative_prompt"] = record.negative_prompt or None
-    if record.task == "generate":
-        numbers = range(record.row, record.row + len(record.prompts))
-        return model.generate(list(record.prompts), numbers=numbers, batch_size=batch_size, **settings)
-    (prompt,), perform = record.prompts, getattr(model.stages[0], record.task)
-    return perform(prompt=prompt, **inputs, **record.options, **settings)[None]
+    if missing := record.inputs.keys() - given.keys():
+        raise RecordError(f"the record was made with {min(missing)}, which is not given")
+    if _shots(inputs) != record.shots:
+        raise RecordError("the storyboard has other shots than the one that the record was made with")
+    chosen = {name: getattr(record, name) for name in ("steps", "guidance", "solver", "seed", *takes.sizes)}
+    return {**inputs, **record.options, **chosen, "negative_prompt": record.negative_prompt or None}
 
 
 def read_record(path: str | os.PathLike, limits: media.Limits = media.LIMITS) -> Record:
@@ -246,7 +304,7 @@ def parse_record(note: str) -> Record:
     """The record that `to_json` has written; `ValueError` for any other text."""
     if len(note) > MAX_CHARACTERS:
         raise ValueError(f"it has {len(note):,} characters, more than {MAX_CHARACTERS:,}")
-    values = typed(parse_json(note), dict, "it")
+    values = {"shots": [], **typed(parse_json(note), dict, "it")}
     if field(values, "format", int) != FORMAT:
         raise ValueError(f"its format is {values['format']}, and this version reads format {FORMAT}")
     fields = {each.name: each.type for each in dataclasses.fields(Record)}
@@ -274,6 +332,8 @@ def _read(values: Mapping[str, Any], name: str, kind: str) -> Any:
             if len(texts) > MAX_PROMPTS:
                 raise ValueError(f"{name} holds more than {MAX_PROMPTS:,} texts")
             return tuple(_line(typed(text, str, name), name) for text in texts)
+        case "tuple[Shot, ...]":
+            return _read_shots(field(values, name, list))
         case _:  # a mapping of plain values
             found = field(values, name, dict)
             for key, value in found.items():
@@ -281,6 +341,19 @@ def _read(values: Mapping[str, Any], name: str, kind: str) -> Any:
                     raise ValueError(f"{name} holds something that is neither text nor number")
                 _line(str(value), f"{name}.{_line(key, name)}")
             return found
+
+
+def _read_shots(values: list[Any]) -> tuple[Shot, ...]:
+    if not values:
+        return ()
+    if len(values) > MAX_PROMPTS:
+        raise ValueError(f"shots holds more than {MAX_PROMPTS:,}")
+    shots, images = parse_storyboard({"shots": values}, "it")
+    if images:
+        raise ValueError("a shot names the file of an image, and records hold none")
+    for shot in shots:
+        _line(shot.prompt, "shots")
+    return shots
 
 
 def _line(text: str, what: str) -> str:

@@ -62,7 +62,7 @@ def predict(
 
 def keyframes(
     pipeline: Pipeline,
-    pictures: Mapping[int, UInt8[np.ndarray, "h w 3"]],
+    keyframes: Mapping[int, UInt8[np.ndarray, "h w 3"]],
     prompt: str | None,
     *,
     num_frames: int | None = None,
@@ -75,13 +75,13 @@ def keyframes(
     before it, each standing until the next, as the encoder sees the past.
     """
     size = pipeline.check_size(num_frames)
-    if not isinstance(pictures, Mapping) or not pictures:
+    if not isinstance(keyframes, Mapping) or not keyframes:
         raise GenerationError("keyframes must be pictures by their frame, such as {0: first, 16: last}, got none")
-    for frame in pictures:
+    for frame in keyframes:
         if isinstance(frame, bool) or not isinstance(frame, (int, np.integer)) or not 0 <= frame < size.frames:
             raise GenerationError(f"keyframes: frame {frame!r} is none of the video's, 0 to {size.frames - 1}")
     time, length = pipeline.time_factor, pipeline.latent_frames(size.frames)
-    still = {int(frame): as_picture(picture, size, f"keyframe {frame}")[0] for frame, picture in pictures.items()}
+    still = {int(frame): as_picture(picture, size, f"keyframe {frame}")[0] for frame, picture in keyframes.items()}
     places = {math.ceil(frame / time): still[frame] for frame in sorted(still)}
     if len(places) < len(still):
         raise GenerationError(

@@ -18,7 +18,9 @@ class Limits:
       max_side: of a video that is made, in pixels; of one that is given, UPLOADED times that.
       max_steps: of sampling.
       max_megabytes: of a file that is given.
+      max_pictures: of those that a video passes through.
       max_characters: of a prompt.
+      max_storyboard: characters of a storyboard.
       max_queue: requests that wait.
     """
 
@@ -26,7 +28,9 @@ class Limits:
     max_side: int = 1024
     max_steps: int = 250
     max_megabytes: int = 64
+    max_pictures: int = 16
     max_characters: int = 2000
+    max_storyboard: int = 20_000
     max_queue: int = 16
 
     def __post_init__(self) -> None:
@@ -52,7 +56,7 @@ class Limits:
             "frames": (frames, self.max_frames),
             "pixels of height": (record.height, self.max_side),
             "pixels of width": (record.width, self.max_side),
-            "steps": (record.steps, self.max_steps),
+            "steps": (record.steps * record.options.get("visits", 1), self.max_steps),
             "characters of prompt": (max(map(len, record.prompts)), self.max_characters),
             "characters of negative prompt": (len(record.negative_prompt), self.max_characters),
         }

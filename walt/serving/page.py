@@ -24,13 +24,36 @@ from walt.generation.catalogue import INPUTS, OPTIONS, SIZES, TASKS, Option
 from walt.serving import show
 from walt.serving.jobs import Progress, Stopped, Waiting
 from walt.serving.limits import Limits
-from walt.serving.studio import Studio, Video
+from walt.serving.studio import FRAMES, Studio, Video
 
 SHOWN = 24
 """Videos in the gallery of one visitor."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HOUR = 3600
-FILES = {"image": media.IMAGE_SUFFIXES, "mask": media.IMAGE_SUFFIXES, "video": media.VIDEO_SUFFIXES}
+FILES = {
+    "image": media.IMAGE_SUFFIXES,
+    "mask": media.IMAGE_SUFFIXES,
+    "video": media.VIDEO_SUFFIXES,
+    "pictures": media.IMAGE_SUFFIXES,
+    "storyboard": (".json", ".yaml", ".yml"),
+}
+EXAMPLE = """shots:
+- prompt: what the first shot should show
+  seconds: 2
+- prompt: and the next
+  num_frames: 24
+  transition: morph  # cut, continue or morph
+"""
+PROMPTS: dict[str, dict[str, Any]] = {
+    "prompt": {"label": "Prompt", "placeholder": "what the video should show", "visible": True},
+    "prompts": {
+        "label": "Prompts, a line for each window; the last one stays",
+        "placeholder": "what the video should show at first\nand then",
+        "visible": True,
+    },
+    "shots": {"visible": False},
+}
+"""The field for prompts, by how a task takes them."""
 
 TASK_FIELDS = (*INPUTS, *OPTIONS, *SIZES)
 CSS = """
@@ -88,7 +111,7 @@ def make_server(studio: Studio, host: str, title: str, uploads: Path) -> uvicorn
     # Pages of other names that resolve to this machine must not speak to this one.
     hosts = ["localhost", "127.0.0.1", "[::1]"] if host in LOCAL else ["*"]
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(NoFetching)]
-    page = build(studio, title)
+    page = build(studio, title, uploads)
     page.queue(default_concurrency_limit=None, api_open=False)  # the studio has a queue of its own
     app = gradio.mount_gradio_app(
         fastapi.FastAPI(middleware=guards, docs_url=None, redoc_url=None, openapi_url=None),
@@ -131,14 +154,36 @@ class NoFetching:
         await self._app(scope, receive, send)
 
 
-def build(studio: Studio, title: str) -> Any:
-    """The page, not yet running."""
-    with gradio.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(HOUR, 4 * HOUR)) as page:
+class Page(gradio.Blocks):
+    """Takes for an upload what was uploaded, and no other file that a browser names: one that is mounted, not launched, would copy any file of this
+    machine to the uploads, and fetch from other hosts."""
+
+    uploads: Path
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> list[Any]:
+        """What functions are called with. Raises `gradio.Error` for a file that is no upload."""
+        if not all(Path(path).resolve().is_relative_to(self.uploads.resolve()) for path in _paths(inputs)):
+            raise gradio.Error("a file that was not uploaded is not read", print_exception=False)
+        return await super().preprocess_data(block_fn, inputs, *rest, **options)
+
+
+def _paths(sent: Any) -> Iterator[str]:
+    """All that a browser has sent as a file's path."""
+    if isinstance(sent, dict) and "path" in sent:
+        yield str(sent["path"])
+    for each in sent.values() if isinstance(sent, dict) else sent if isinstance(sent, list) else ():
+        yield from _paths(each)
+
+
+def build(studio: Studio, title: str, uploads: Path) -> Any:
+    """The page, not yet running; what browsers upload lies in `uploads`."""
+    with Page(title=title, analytics_enabled=False, fill_width=True, delete_cache=(HOUR, 4 * HOUR)) as page:
+        page.uploads = uploads
         gradio.Markdown(f"## {title}\n{studio.model.stages[-1].describe()}")
         videos = gradio.State([])
         with gradio.Row(equal_height=False):
             with gradio.Column(scale=5):
-                asked = _questions(studio)
+                asked, shown = _questions(studio)
                 with gradio.Row():
                     go = gradio.Button("Generate", variant="primary", scale=3, elem_id="go")
                     stop = gradio.Button("Stop", variant="stop", scale=1, elem_id="stop")
@@ -174,8 +219,11 @@ def build(studio: Studio, title: str) -> Any:
         stop.click(events.stop, None, answer.status, queue=False, api_name="stop")
         gallery.select(events.choose, videos, set(answer), queue=False, api_visibility="private")
         task = fields["task"]
-        visible = [fields[name] for name in TASK_FIELDS]
+        shown = fields | shown
+        visible = [fields["prompt"], *(shown[name] for name in TASK_FIELDS)]
         task.change(events.choose_task, task, visible, queue=False, api_visibility="private")
+        placed = [fields["keyframes"], fields["num_frames"]]
+        placed[0].change(spread, placed, fields[FRAMES], queue=False, api_visibility="private")
         page.unload(events.leave)
     return page
 
@@ -190,8 +238,9 @@ class Answer(NamedTuple):
     download: Any
 
 
-def _questions(studio: Studio) -> dict[str, Any]:
-    """What every request says, and the files and numbers of tasks, each shown where its task is chosen; by name."""
+def _questions(studio: Studio) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What every request says, and the files and numbers of tasks, each shown where its task is chosen; by name. And what is shown or hidden in place
+    of those that something goes with."""
     classes = studio.model.stages[0].class_names
     fields = {
         "task": gradio.Dropdown(
@@ -203,22 +252,30 @@ def _questions(studio: Studio) -> dict[str, Any]:
         ),
         "prompt": gradio.Dropdown(list(classes), label="Class", elem_id="prompt")
         if classes
-        else gradio.Textbox(
-            label="Prompt",
-            lines=2,
-            max_lines=6,
-            placeholder="what the video should show",
-            autofocus=True,
-            elem_id="prompt",
-        ),
+        else gradio.Textbox(**PROMPTS["prompt"], lines=2, max_lines=6, autofocus=True, elem_id="prompt"),
         "negative_prompt": gradio.Textbox(label="Negative prompt", placeholder="what to steer away from", max_lines=3),
     }
+    shown = {}
     for name, kind in INPUTS.items():
-        label = name.replace("_", " ").capitalize()
-        fields[name] = gradio.File(label=label, file_types=list(FILES[kind]), visible=False, height=150, elem_id=name)
-    for name, option in OPTIONS.items():
-        fields[name] = _field(name, option)
-    return fields
+        label, types = name.replace("_", " ").capitalize(), list(FILES[kind])
+        if kind == "storyboard":
+            with gradio.Group(visible=False) as shown[name]:
+                fields[name] = _storyboard(studio, name, types)
+        elif kind == "pictures":
+            with gradio.Group(visible=False) as shown[name]:
+                files = {"file_count": "multiple", "allow_reordering": True}
+                fields[name] = gradio.File(label=label, file_types=types, height=150, elem_id=name, **files)
+                fields[FRAMES] = gradio.Textbox(
+                    label="Their frames, in the order of the files", placeholder="0, 8, 16", max_lines=1, elem_id=FRAMES
+                )
+        else:
+            fields[name] = gradio.File(label=label, file_types=types, visible=False, height=150, elem_id=name)
+    fields |= _options(rare=False)
+    return fields, shown
+
+
+def _options(rare: bool) -> dict[str, Any]:
+    return {name: _field(name, option) for name, option in OPTIONS.items() if option.rare == rare}
 
 
 def _field(name: str, option: Option) -> Any:
@@ -227,7 +284,7 @@ def _field(name: str, option: Option) -> Any:
         return gradio.Checkbox(**common)
     if option.choices:
         return gradio.Radio(list(option.choices), **common)
-    step = 1 if isinstance(option.default, int) else 0.05
+    step = 1 if isinstance(option.low, int) else 0.05
     return gradio.Number(minimum=option.low, maximum=option.high, step=step, **common)
 
 
@@ -247,9 +304,33 @@ def _settings(studio: Studio) -> dict[str, Any]:
         with gradio.Row():
             for name, value in zip(("num_frames", "height", "width"), size):
                 label = name.removeprefix("num_").capitalize()
-                fields[name] = gradio.Number(value, label=label, precision=0, minimum=1, min_width=90)
+                fields[name] = gradio.Number(value, label=label, precision=0, minimum=1, min_width=90, elem_id=name)
             fields["fps"] = gradio.Number(studio.model.fps, label="Frames/s", minimum=1, maximum=1000, min_width=90)
+        fields |= _options(rare=True)
     return fields
+
+
+def _storyboard(studio: Studio, name: str, types: list[str]) -> Any:
+    """A field for the text of a storyboard, which a file may fill."""
+    field = gradio.Textbox(
+        label="Storyboard, as JSON or YAML", placeholder=EXAMPLE, lines=8, max_lines=20, elem_id=name
+    )
+    upload = gradio.UploadButton("Take one from a file", file_types=types, size="sm", elem_id="from_file")
+
+    def text_of(file: str) -> str:
+        path, most = Path(file), studio.limits.max_storyboard
+        if path.stat().st_size > 4 * most:  # bytes of a character
+            raise gradio.Error(f"a storyboard has at most {most} characters here", print_exception=False)
+        return path.read_text(encoding="utf-8", errors="replace")
+
+    upload.upload(text_of, upload, field, queue=False, api_visibility="private")
+    return field
+
+
+def spread(files: list[str] | None, num_frames: float | None) -> str:
+    """Frames for pictures, evenly over a video."""
+    count, last = len(files or ()), max(0, int(num_frames or 1) - 1)
+    return ", ".join(str(round(number * last / max(1, count - 1))) for number in range(count))
 
 
 class Events:
@@ -298,9 +379,16 @@ class Events:
         return self._shown(videos[event.index])
 
     def choose_task(self, task: str) -> list[Any]:
-        """Shows the fields of a task, and hides those of others."""
-        chosen = TASKS[task] if task in TASKS else TASKS["generate"]
-        return [gradio.update(visible=name in (*chosen.inputs, *chosen.options, *chosen.sizes)) for name in TASK_FIELDS]
+        """Shows the fields of a task, options as they are unless told otherwise, and hides those of others."""
+        chosen, update = TASKS[task] if task in TASKS else TASKS["generate"], gradio.update
+        of_task = {*chosen.inputs, *chosen.sizes}
+        told = {
+            name: update(visible=True, label=each.help, value=each.default) for name, each in chosen.options.items()
+        }
+        words = PROMPTS[chosen.words]
+        if self._studio.model.stages[0].class_names:
+            words = {"visible": words["visible"]}
+        return [update(**words), *(told.get(name, update(visible=name in of_task)) for name in TASK_FIELDS)]
 
     def _under_way(self, news: Waiting | Progress, fps: float) -> dict[Any, Any]:
         """Where a video is that is not made yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -64,12 +65,14 @@ def facts(record: Record, file: str) -> str:
     """How a video was made, as a table."""
     rows = {
         "Task": record.task if record.task != "generate" else "",
-        "Prompt": "; ".join(record.prompts),
+        "Prompt": "; ".join(record.prompts) if not record.shots else "",
+        "Shots": "; ".join(", ".join(_told(shot.told())) for shot in record.shots),
         "Negative prompt": record.negative_prompt,
         "Seed": record.seed,
         "Sampling": f"{record.steps} steps of {record.solver}, guidance {record.guidance:g}",
         "Size": f"{record.num_frames} frames of {record.height}x{record.width}, {record.fps:g} per second",
         **{name.replace("_", " ").capitalize(): value for name, value in record.options.items()},
+        "Given": ", ".join(name.replace(".", " ") for name in record.inputs),
         "Known parts": record.conditioning,
         "Model": ", ".join(f"{checksum[:12]}" for checksum in record.models),
         "Again": "" if record.inputs else f"walt sample --like={file} --output=again.mp4",
@@ -78,3 +81,8 @@ def facts(record: Record, file: str) -> str:
         f"<tr><td>{escaped(name)}</td><td>{escaped(value)}</td></tr>" for name, value in rows.items() if value != ""
     )
     return f'<table class="walt-facts">{cells}</table>'
+
+
+def _told(shot: dict[str, Any]) -> list[str]:
+    """A shot in words, its prompt first."""
+    return [shot["prompt"], *(f"{name.replace('_', ' ')} {value}" for name, value in shot.items() if name != "prompt")]

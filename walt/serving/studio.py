@@ -18,9 +18,10 @@ from walt.data import media
 from walt.generation import record as records
 from walt.generation.cascade import Cascade
 from walt.generation.catalogue import INPUTS, OPTIONS, SIZES, TASKS
-from walt.generation.inputs import as_option, expected_frames, read_input
+from walt.generation.inputs import Input, Inputs, as_option, expected_frames, read_input
 from walt.generation.record import Record
 from walt.generation.request import GenerationError
+from walt.generation.shots import Storyboard, parse_script
 from walt.serving.jobs import Done, Jobs, Progress, Waiting
 from walt.serving.limits import Limits
 
@@ -32,11 +33,16 @@ SMALLEST = 256
 """Pixels of the shorter side of a file; smaller videos show every pixel several times."""
 
 
+FRAMES = "frames"
+"""Under which name a browser sends the frames that pictures belong to."""
+NEEDED = {"pictures": "pictures", "storyboard": "its shots, as JSON or YAML"}
+
+
 class Request(NamedTuple):
-    """What is asked for, and the pixels that go with it."""
+    """What is asked for, and what goes with it."""
 
     record: Record
-    inputs: dict[str, np.ndarray]
+    inputs: Inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,8 @@ class Studio:
         Args:
           task: its name.
           values: by name, what `walt.generation.record.resolve` takes, the task's options, and files for its inputs; `prompt`. None and ""
-            stand for what the model does by itself, and what is of other tasks is left out.
+            stand for what the model does by itself, and what is of other tasks is left out. The prompts of a stream are lines of one text; those that
+            go with `keyframes`, a list of files, are in `frames`, numbers with commas between them; a `storyboard` is a text.
 
         Raises:
           GenerationError: it cannot be done, or is more than the limits allow.
@@ -86,34 +93,76 @@ class Studio:
         takes, told = TASKS[task], {name: value for name, value in values.items() if value not in (None, "")}
         if told.get("fps") == self.model.fps:  # what the page shows at first: some tasks make another rate of it
             told.pop("fps")
-        inputs, rate = self._read(task, {name: told.pop(name) for name in INPUTS if name in told})
+        inputs, rate = self._read(task, {name: told.pop(name) for name in (*INPUTS, FRAMES) if name in told})
         options = {name: told.pop(name) for name in OPTIONS if name in told}
-        options = {name: as_option(name, value) for name, value in options.items() if name in takes.options}
+        options = {
+            name: as_option(name, value, takes.options[name])
+            for name, value in options.items()
+            if name in takes.options
+        }
         if takes.clip_fps and rate is not None:
             options["clip_fps"] = rate
         settings = {
             name: _plain(name, value) for name, value in told.items() if name not in SIZES or name in takes.sizes
         }
-        prompt = str(settings.pop("prompt", ""))
-        record = records.resolve(self.model, [prompt], task=task, options=options, inputs=inputs, **settings)
+        text = str(settings.pop("prompt", ""))
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        prompts = {"prompt": [text], "prompts": lines or [text], "shots": []}[takes.words]
+        record = records.resolve(self.model, prompts, task=task, options=options, inputs=inputs, **settings)
         self.limits.check(record, expected_frames(takes, record.num_frames, options, inputs, record.fps))
         return Request(record, inputs)
 
-    def _read(self, task: str, files: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], float | None]:
-        """What a task takes of the files, and frames per second of the first video."""
+    def _read(self, task: str, given: Mapping[str, Any]) -> tuple[dict[str, Input], float | None]:
+        """What a task takes of what is given, and frames per second of the first video."""
         takes, size = TASKS[task], self.model.stages[-1].check_size()
-        inputs: dict[str, np.ndarray] = {}
+        inputs: dict[str, Input] = {}
         rates: list[float | None] = []
         for name, kind in takes.inputs.items():
-            if name not in files:
-                raise GenerationError(f"{task} needs a file: {name.replace('_', ' ')}")
-            path = str(files[name])
+            if name not in given:
+                if name not in takes.optional:
+                    raise GenerationError(f"{task} needs {NEEDED.get(kind, 'a file')}: {name.replace('_', ' ')}")
+                continue
+            if kind == "storyboard":
+                inputs[name] = self._storyboard(str(given[name]))
+                continue
+            source = self._placed(given[name], given.get(FRAMES)) if kind == "pictures" else str(given[name])
             try:
-                inputs[name], rate = read_input(kind, path, size, self.limits.files)
+                inputs[name], rate = read_input(kind, source, size, self.limits.files)
             except media.MediaError as error:  # whose message names a folder of this machine
-                raise media.MediaError(str(error).replace(path, Path(path).name)) from error
+                text = str(error)
+                for path in source.values() if isinstance(source, dict) else [source]:
+                    text = text.replace(path, Path(path).name)
+                raise media.MediaError(text) from error
             rates.append(rate)
         return inputs, next((rate for rate in rates if rate is not None), None)
+
+    def _storyboard(self, text: str) -> Storyboard:
+        """That of a text. What it names of files is a path of the browser's making, and is not opened."""
+        if len(text) > self.limits.max_storyboard:
+            raise GenerationError(
+                f"a storyboard has at most {self.limits.max_storyboard} characters here, got {len(text)}"
+            )
+        shots, images = parse_script(text, "JSON" if text.lstrip().startswith("{") else "YAML")
+        if images:
+            raise GenerationError(
+                f"storyboard: shot {min(images)} begins with a picture, and this page reads none that a storyboard names: leave image out"
+            )
+        return Storyboard(shots)
+
+    def _placed(self, files: Any, frames: Any) -> dict[int, str]:
+        """Files by the frames that they belong to."""
+        paths = [str(path) for path in files] if isinstance(files, list) else [str(files)]
+        if len(paths) > self.limits.max_pictures:
+            raise GenerationError(f"this page takes at most {self.limits.max_pictures} pictures, got {len(paths)}")
+        numbers = [number.strip() for number in str(frames or "").split(",") if number.strip()]
+        if not all(number.isdecimal() and len(number) < 10 for number in numbers):
+            raise GenerationError(f"the frames of pictures are numbers, such as 0, 8, 16, got {str(frames)[:40]!r}")
+        placed = dict(zip(map(int, numbers), paths, strict=False))
+        if not len(paths) == len(numbers) == len(placed):
+            raise GenerationError(
+                f"each of the {len(paths)} pictures needs a frame of its own: their frames are {', '.join(numbers)[:40] or 'missing'}"
+            )
+        return placed
 
     def make(self, owner: str, request: Request) -> Iterator[Waiting | Progress | Video]:
         """Yields where sampling is, and at last the video. Raises as `Jobs.run` does."""
