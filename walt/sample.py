@@ -111,6 +111,10 @@ class Arguments(command.HostArguments):
         "Times that each step of a task is taken, which helps models that know by replacement; by default the model's.",
         default=None,
     )
+    reuse: float | None = command.flag(
+        "How much that is new may be left out between steps, 0 to 1, for speed: 0.1 is cautious; by default the model's.",
+        default=None,
+    )
     keep_pixels: bool | None = command.flag("Keep the very pixels of what is given.", default=None)
     fps: float | None = command.flag("Frames per second of the file; by default the model's.", default=None)
     captions: bool = command.flag(

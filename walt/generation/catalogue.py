@@ -62,7 +62,10 @@ class Task:
 
 SIZES = ("num_frames", "height", "width")
 VIDEO: Mapping[str, Kind] = {"video": "video"}
-VISITS: dict[str, Option] = {
+REUSE: dict[str, Option] = {
+    "reuse": Option("How much that is new may be left out between steps, for speed", None, 0.0, 1.0, rare=True)
+}
+SAMPLING = REUSE | {
     "visits": Option(
         "Times that each step is taken, which helps models that know by replacement", None, 1, 16, rare=True
     )
@@ -76,23 +79,23 @@ def _seconds(what: str, default: float | None) -> Mapping[str, Option]:
 
 
 TASKS: Mapping[str, Task] = {
-    "generate": Task("a video of a prompt", sizes=SIZES),
+    "generate": Task("a video of a prompt", options=REUSE, sizes=SIZES),
     "animate": Task(
         "a video that begins with a picture",
         {"image": "image"},
-        options=KEEP | VISITS,
+        options=KEEP | SAMPLING,
         sizes=("num_frames",),
     ),
     "keyframes": Task(
         "a video through pictures",
         {"keyframes": "pictures"},
-        options=KEEP | VISITS,
+        options=KEEP | SAMPLING,
         sizes=("num_frames",),
     ),
     "predict": Task(
         "how a video goes on, from its last frames",
         VIDEO,
-        options=KEEP | VISITS,
+        options=KEEP | SAMPLING,
         sizes=("num_frames",),
         clip_fps=True,
     ),
@@ -103,49 +106,52 @@ TASKS: Mapping[str, Task] = {
             **_seconds("to add", 1.0),
             "direction": Option("At which end", "forward", choices=("forward", "backward", "both")),
             **KEEP,
-            **VISITS,
+            **SAMPLING,
         },
         clip_fps=True,
     ),
     "connect": Task(
         "two videos with a transition between them",
         {"first": "video", "second": "video"},
-        options={**_seconds("of the transition", None), **KEEP, **VISITS},
+        options={**_seconds("of the transition", None), **KEEP, **SAMPLING},
         clip_fps=True,
     ),
     "loop": Task(
         "a video that repeats without a seam, new or of one that is given",
         VIDEO,
         ("video",),
-        {**_seconds("of the loop, or of what is added to a video", None), **KEEP, **VISITS},
+        {**_seconds("of the loop, or of what is added to a video", None), **KEEP, **SAMPLING},
         clip_fps=True,
     ),
-    "edit": Task("a video painted over", VIDEO, options=STRENGTH | VISITS, clip_fps=True),
-    "vary": Task("another video like this one", VIDEO, options=STRENGTH | VISITS, clip_fps=True),
+    "edit": Task("a video painted over", VIDEO, options=STRENGTH | SAMPLING, clip_fps=True),
+    "vary": Task("another video like this one", VIDEO, options=STRENGTH | SAMPLING, clip_fps=True),
     "inpaint": Task(
         "a video painted anew where a mask is white",
         {"video": "video", "mask": "mask"},
-        options=KEEP | VISITS,
+        options=KEEP | SAMPLING,
         clip_fps=True,
     ),
-    "outpaint": Task("a video with more around it", VIDEO, options=KEEP | VISITS, sizes=("height", "width")),
+    "outpaint": Task("a video with more around it", VIDEO, options=KEEP | SAMPLING, sizes=("height", "width")),
     "interpolate": Task(
         "a video with more frames per second",
         VIDEO,
-        options={"factor": Option("Times as many frames", 2, 2, 8), **STRENGTH, **VISITS},
+        options={"factor": Option("Times as many frames", 2, 2, 8), **STRENGTH, **SAMPLING},
         faster="factor",
     ),
     "stream": Task(
         "a video of any length, whose prompt may change on the way",
         VIDEO,
         ("video",),
-        {"context_noise": Option("Noise with which it looks back, against drift", 0.1, 0.0, 0.99, rare=True), **VISITS},
+        {
+            "context_noise": Option("Noise with which it looks back, against drift", 0.1, 0.0, 0.99, rare=True),
+            **SAMPLING,
+        },
         sizes=("num_frames",),
         words="prompts",
         seconds=60.0,
         clip_fps=True,
     ),
-    "storyboard": Task("a video of shots", {"storyboard": "storyboard"}, options=VISITS, words="shots"),
+    "storyboard": Task("a video of shots", {"storyboard": "storyboard"}, options=SAMPLING, words="shots"),
 }
 INPUTS: Mapping[str, Kind] = {name: kind for task in TASKS.values() for name, kind in task.inputs.items()}
 """Those of all tasks; a name means the same in all of them."""
