@@ -59,9 +59,15 @@ class Clock:
     losses: list[list[float]] = field(default_factory=list)
 
 
+class RollBack(BaseException):
+    """To be answered by going on from the last checkpoint. No `Exception`, for nothing has failed: the other processes of the job, which
+    have the same numbers, do the same.
+    """
+
+
 class Checkpoints:
     """The checkpoints of one work directory, for one training run. Use as a context manager: leaving it waits for the
-    last save.
+    last save, and raises what that met, unless the run has failed already.
 
     Args:
       keep: how many of the last ones stay.
@@ -99,7 +105,7 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
-            if error is None:
+            if error is None or isinstance(error, RollBack):
                 self.wait()
         finally:
             with contextlib.suppress(Exception):  # it says once more what went wrong with the last save
