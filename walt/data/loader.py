@@ -96,7 +96,7 @@ class _Loader:
 
     @property
     def counts(self) -> dict[str, float]:
-        """Numbers for the log of a run: bad records so far; and since this process began, places that others took, reads that were
+        """Numbers for the log of a run: bad records that this process has met; and since this process began, places that others took, reads that were
         tried again, and workers that were replaced."""
         return {
             "data/bad_records": float(len(self.faults.bad)),
@@ -121,7 +121,7 @@ class _Loader:
           DatasetError: so many re-draws failed that the data set is broken, or workers keep dying.
         """
         self.faults.resume(start_step)
-        self._known_bad |= {key: fault.reason for key, fault in self.faults.bad.items()}
+        self._known_bad |= {key: fault.reason for key, fault in self.faults.known.items()}
         step = start_step
         while True:
             try:
