@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jobs
 import msgpack
 import numpy as np
 import pytest
@@ -341,6 +342,23 @@ def test_killed_workers_are_replaced_without_loss_until_they_are_too_many(latent
     ):
         list(itertools.islice(batches, 10))
     assert not workers_of_this_process()
+
+
+def test_workers_end_with_a_parent_that_was_killed(clips_dir: Path) -> None:
+    program = f"""
+import multiprocessing, os
+from walt.data.config import LoaderConfig
+from walt.data.loader import ClipLoader
+batches = ClipLoader(LoaderConfig({str(clips_dir)!r}, batch_size=2, workers=1)).batches()
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    [process] = jobs.start(["-c", program], 1)
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert pids, process.stderr.read()
+    for pid in pids:
+        jobs.wait_until_gone(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
