@@ -154,15 +154,17 @@ def test_the_limit_is_one_for_all_processes_and_starts(tmp_path: Path) -> None:
 
 
 def test_what_other_processes_list_changes_no_list(tmp_path: Path) -> None:
-    logs = [FaultLog("data", 8, tmp_path, process, 2) for process in range(2)]
-    for log in logs:
-        log.resume(0)
-        log.add(bad(0, 5))
-    again = FaultLog("data", 8, tmp_path, 1, 2)
-    again.resume(0)
-    assert not again.bad and not listed(tmp_path, 1), "that of a run that was never stopped has what came after"
-    again.add(bad(0, 5))
-    assert [line["example"] for line in listed(tmp_path, 1)] == [5] and len(again.bad) == 1
+    def start(step: int) -> list[FaultLog]:
+        logs = [FaultLog("data", 8, tmp_path, process, 2) for process in range(2)]
+        for log in logs:
+            log.resume(step)
+        return logs
+
+    start(0)[0].add(bad(0, 5))
+    stopped = start(1)[1]
+    assert not stopped.bad and len(stopped.known) == 1
+    stopped.add(bad(1, 5))  # listed as by a run that was never stopped
+    assert [line["example"] for line in listed(tmp_path, 1)] == [5] and len(stopped.bad) == 1
 
 
 def test_lists_in_a_bucket_are_kept_and_taken_up(bucket: Any) -> None:
