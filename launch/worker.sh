@@ -19,12 +19,9 @@ state() {
   local id=- now=idle
   if [[ -f "$RUN/pid" ]]; then
     id="$(cat "$RUN/id")" now=lost
-    # Looked at in this order: the status is written before the session ends.
-    if [[ -n "$(ps -o stat= -s "$(cat "$RUN/pid")" | awk '!/^Z/')" ]]; then
-      now=running
-    elif [[ -f "$RUN/status" ]]; then
-      now="ended $(cat "$RUN/status")"
-    fi
+    [[ -z "$(ps -o stat= -s "$(cat "$RUN/pid")" | awk '!/^Z/')" ]] || now=running
+    # Looked at last: it is written before the session ends, and whatever the command has left behind is not the command.
+    [[ ! -f "$RUN/status" ]] || now="ended $(cat "$RUN/status")"
   fi
   echo "walt-worker $(hostname) $id $now"
 }
@@ -75,7 +72,8 @@ _run() {
   printf '%q ' "$@"
   echo
   "$@" || status="$?"
-  echo "$status" >"$RUN/status"
+  echo "$status" >"$RUN/status.new" && mv "$RUN/status.new" "$RUN/status"
+  kill -KILL 0 # this shell, and what the command has left behind
 }
 
 # stop: asks the command to save and end, and makes it end after five minutes.

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -60,6 +61,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--resume"):
         workers_do_not = not hasattr(config, "workerinput")  # each result reaches the process above them too
         config.pluginmanager.register(Resume(CACHE / "passed" / _code_checksum(), writes=workers_do_not))
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes `gs://…` a folder, see bucket.py."""
+    from bucket import Bucket
+
+    return Bucket(tmp_path / "buckets", monkeypatch)
 
 
 class Resume:

@@ -88,3 +88,18 @@ def run(command: Sequence[str], processes: int = 2, timeout: float = 120, **opti
     for process in found:
         assert process.status == 0, process.errors
     return found
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, though perhaps nobody has asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until_gone(pid: int, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not is_gone(pid):
+        assert time.monotonic() < end
+        time.sleep(0.02)

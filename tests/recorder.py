@@ -2,8 +2,8 @@
 
     python tests/recorder.py RECORD --config=... --workdir=...
 
-RECORD.<process>.jsonl gets a line [step, rows, ids] for every batch that is drawn, with the ids of those that took the place of bad
-records; drawing takes RECORDER_SECONDS. While RECORD.unreadable is there, every read of a shard fails; while RECORD.full is there, every
+RECORD.<process>.jsonl gets a line for every batch that is drawn: which start of the run drew it and the checkpoint that start had, the step,
+the rows, and the ids, with those that took the place of bad records; drawing takes RECORDER_SECONDS. While RECORD.unreadable is there, every read of a shard fails; while RECORD.full is there, every
 checkpoint meets a full disk.
 """
 
@@ -18,8 +18,9 @@ from pathlib import Path
 
 from orbax.checkpoint._src.path import atomicity
 
-from walt import command, train
+from walt import command, jsonlines, train
 from walt.data import loader, records
+from walt.training.folder import latest_step
 
 SECONDS = float(os.environ.get("RECORDER_SECONDS", "0"))
 
@@ -33,6 +34,7 @@ def main(record, argv):
 
 def record_batches(record):
     batches, counted = loader._Loader.batches, loader._Loader._counted
+    start = {"start": 0, "checkpoint": 0, "next": None}
 
     def recorded_counted(self, drawn):
         self.recorded_faults = drawn.faults
@@ -40,14 +42,18 @@ def record_batches(record):
 
     def recorded_batches(self, start_step=0):
         with closing(batches(self, start_step)) as drawn:
+            workdir = self.faults._folder  # that of training; evaluations have none
+            if workdir is not None and start_step != start["next"]:  # else only the loader was started anew
+                start.update(start=time.time_ns(), checkpoint=latest_step(workdir) or 0)
             for step, batch in enumerate(drawn, start_step):
-                if self.faults._folder is not None:  # that of training, not of evaluations
+                if workdir is not None:
                     import jax
 
                     time.sleep(SECONDS)
-
-                    with open(f"{record}.{jax.process_index()}.jsonl", "a") as file:
-                        file.write(json.dumps([step, batch["row"].tolist(), used(self, step)]) + "\n")
+                    entry = {"step": step, "rows": batch["row"].tolist(), "ids": used(self, step)}
+                    which = {name: start[name] for name in ("start", "checkpoint")}
+                    jsonlines.append(f"{record}.{jax.process_index()}.jsonl", [which | entry])
+                    start["next"] = step + 1
                 yield batch
 
     loader._Loader._counted, loader._Loader.batches = recorded_counted, recorded_batches

@@ -54,3 +54,16 @@ def test_a_file_is_rewritten_as_a_whole_or_left_alone(tmp_path):
     assert list(jsonlines.read(file)) == [{"a": 1}, {"a": 2}]
     jsonlines.rewrite(file, [])
     assert list(jsonlines.read(file)) == []
+
+
+def test_a_file_in_a_bucket_keeps_its_lines(bucket):
+    file = "gs://runs/film/list.jsonl"
+    jsonlines.rewrite(file, [{"a": 1}])
+    for number in (2, 3):
+        jsonlines.append(file, [{"a": number}])
+    assert list(jsonlines.read(file)) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    local = bucket.folder / "runs" / "film" / "list.jsonl"
+    assert list(local.parent.iterdir()) == [local]
+    local.write_text('{"a": 1}\n{"a": 2, "re')
+    jsonlines.append(file, [{"a": 3}])
+    assert list(jsonlines.read(file)) == [{"a": 1}, {"a": 3}]

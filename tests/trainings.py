@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from walt import jsonlines
 from walt.parallel.rules import path_name
 from walt.training.folder import latest_step
 from walt.training.metrics import read_metrics
@@ -28,16 +29,27 @@ def differing(ours, theirs):
 
 def everything(workdir):
     """Name → bytes of all arrays of the latest checkpoint: weights, averages, optimiser, step and key."""
-    folder = Path(workdir).resolve() / "checkpoints" / str(latest_step(workdir))
-    arrays = {}
+    return {name: array.tobytes() for name, array in arrays(workdir).items()}
+
+
+def arrays(workdir, step=None):
+    """Name → array of the latest (or the given) checkpoint."""
+    folder = Path(workdir).resolve() / "checkpoints" / str(latest_step(workdir) if step is None else step)
+    found = {}
     for item in ("weights", "training"):
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.restore(folder / item)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 leaf = jax.random.key_data(leaf)
-            arrays[f"{item}/{path_name(path)}"] = np.asarray(leaf).tobytes()
-    return arrays
+            found[f"{item}/{path_name(path)}"] = np.asarray(leaf)
+    return found
+
+
+def distance(ours, theirs):
+    """Of the parameters of two checkpoints, as `arrays` gives them: the Euclidean one."""
+    names = [name for name in theirs if name.startswith("weights/params")]
+    return sum(float(np.sum((ours[name].astype(np.float64) - theirs[name]) ** 2)) for name in names) ** 0.5
 
 
 def without_times(records):
@@ -47,18 +59,23 @@ def without_times(records):
 
 
 def consumed(record):
-    """Step → ids of the examples of the global batch, from what `recorder.py` wrote for every process. Steps that were drawn again after
-    a fault must have had the same examples.
+    """Step → ids of the examples of the global batch, from what `recorder.py` wrote for every process.
+
+    Raises `AssertionError` if a start of the run did not begin at its checkpoint, if it left out or repeated a step, or if a step that was
+    drawn again, as those after a checkpoint are by the next start, had other examples.
     """
     rows = {}
     for file in sorted(Path(record).parent.glob(f"{Path(record).name}.*.jsonl")):
-        for line in file.read_text().splitlines():
-            try:
-                step, places, ids = json.loads(line)
-            except ValueError:  # cut short by a fault
-                continue
-            for row, slots in zip(places, ids, strict=True):
-                assert rows.setdefault((step, row), slots) == slots, (step, row)
+        start, due = None, None
+        for line in jsonlines.read(file):
+            if line["start"] != start:
+                start, due = line["start"], line["checkpoint"]
+            step = line["step"]
+            assert step == due, f"{file.name}: step {step} was drawn where step {due} was due"
+            due += 1
+            for row, slots in zip(line["rows"], line["ids"], strict=True):
+                same = rows.setdefault((step, row), slots) == slots
+                assert same, f"a batch drawn again had other examples: {(step, row)}"
     found = {}
     for (step, _), slots in sorted(rows.items()):
         found.setdefault(step, []).append(slots)

@@ -1,4 +1,4 @@
-"""Files of one JSON object per line that grow while the run that writes them may be killed, or find the disk full, at any moment."""
+"""Files, most of one JSON object per line, that grow while the run that writes them may be killed, or find the disk full, at any moment."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from walt.untrusted import parse_json
 
 
 def append(path: epath.PathLike, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Adds a line for each entry, or none at all. Raises `OSError` that names the file."""
-    path, text = epath.Path(path), _lines(entries)
+    """Adds a line for each entry, or none at all. Raises `OSError` that names the file, or what a bucket raises."""
+    append_text(path, _lines(entries))
+
+
+def append_text(path: epath.PathLike, text: str) -> None:
+    """Adds whole lines to a file, or nothing at all; raises as `append` does."""
+    path, added = epath.Path(path), text.encode()
+    if _is_in_bucket(path):  # where files cannot grow: opened to be appended to, they are overwritten
+        before = path.read_bytes() if path.exists() else b""
+        with _naming(path):
+            path.write_bytes(before + _line_break(before[-1:]) + added)
+        return
     end = path.stat().length if path.exists() else 0
-    if end and not _ends_a_line(path):  # cut short by an end in the middle of writing: it must spoil no line but itself
-        text = "\n" + text
+    added = _line_break(_last_byte(path) if end else b"") + added
     with _naming(path):
         try:
-            with path.open("a") as file:
-                file.write(text)
+            with path.open("ab") as file:
+                file.write(added)
         except OSError:
             with contextlib.suppress(OSError):
                 os.truncate(path, end)
@@ -39,6 +48,9 @@ def rewrite(path: epath.PathLike, entries: Iterable[Mapping[str, Any]]) -> None:
         return
     partial = path.with_name(f".{path.name}.partial")
     with _naming(path):
+        if _is_in_bucket(path):  # where a file is there once it is whole
+            path.write_text(text)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_text(text)
@@ -68,7 +80,16 @@ def _lines(entries: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
-def _ends_a_line(path: epath.Path) -> bool:
+def _is_in_bucket(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def _line_break(last: bytes) -> bytes:
+    """What goes between the last byte of a file and another line: one cut short by an end in the middle of writing spoils no line but itself."""
+    return b"" if last in (b"", b"\n") else b"\n"
+
+
+def _last_byte(path: epath.Path) -> bytes:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+        return file.read(1)

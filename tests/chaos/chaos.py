@@ -5,7 +5,8 @@
 *exact*: kill -9, SIGTERM, SIGSTOP, a full disk, shards that cannot be read for a while; one process. In the end parameters, optimiser, averages
 and consumed examples must be those of the clean run, to the bit. *elastic*: every start has another number of processes and devices, one of
 which is killed or told to end, and some records are corrupt for good; consumed and skipped examples must be those of the clean run on the
-same data, losses to `TOLERANCE`. The times are those of the seed; what the machine does meanwhile is not. Writes `report.json` and `report.txt`.
+same data, losses to `TOLERANCE`, and the parameters in the end to `UPDATES` of one update. In both, every start must begin at its checkpoint
+and leave out or repeat no step. The times are those of the seed; what the machine does meanwhile is not. Writes `report.json` and `report.txt`.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ import trainings
 from walt.training.metrics import read_metrics
 from walt.training.preemption import PREEMPTED
 
-STEPS = 60
+STEPS, EVERY = 60, 10
 SECONDS_PER_STEP = 0.1
 TOLERANCE = 1e-3  # of a loss, relative, over the whole run on changing devices
+UPDATES = 0.25  # how far parameters may be off, in updates of the clean run's usual length: less than one that was lost or repeated
 BAD = (3, 7)  # records of the elastic schedule
 KINDS = {"exact": ("kill", "terminate", "stop", "full disk", "unreadable"), "elastic": ("kill", "terminate")}
 LONGEST_START = 600.0  # seconds to the first step, on a machine that is busy with other things
@@ -52,7 +54,7 @@ LONGEST_JOIN = 90  # seconds that a process waits for the others to join
 LONGEST_END = 120.0  # from the end of a job's first process to that of its last
 SETTINGS = {
     "training.num_steps": STEPS,
-    "training.checkpoint_every": 10,
+    "training.checkpoint_every": EVERY,
     "training.watchdog.heartbeat_seconds": 0.2,
     "samples_every": 0,
     "heldout_every": 1000,
@@ -157,6 +159,7 @@ class Soak:
             self.report |= {"arrays_differing": 0, "unreadable": "injected: reads fail with EIO"}
         else:
             self.report |= {"shapes": {}, "largest_loss_error": 0.0, "tolerance": TOLERANCE}
+            self.report |= {"largest_error_in_updates": 0.0, "tolerance_in_updates": UPDATES}
             self.report |= {"skipped": [], "skipped_unlisted": 0}
 
     def run(self, seconds: float) -> dict:
@@ -273,7 +276,7 @@ class Soak:
         try:
             consumed, clean = trainings.consumed(folder / "examples"), trainings.consumed(self.clean.record)
         except AssertionError as error:
-            return f"a batch drawn again had other examples: {error}"
+            return str(error)
         a, b = (Counter(json.dumps([step, ids]) for step, ids in found.items()) for found in (consumed, clean))
         lost, repeated = (b - a).total(), (a - b).total()
         examples = self.report["examples"]
@@ -286,7 +289,9 @@ class Soak:
             differing = trainings.differing(ours, theirs)
             self.report["arrays_differing"] += len(differing)
             return f"arrays differ: {', '.join(differing[:5])}" if differing else None
-        return self.compare_losses(ours, theirs) or self.compare_skipped(ours, theirs)
+        return (
+            self.compare_losses(ours, theirs) or self.compare_weights(ours, theirs) or self.compare_skipped(ours, theirs)
+        )
 
     def compare_losses(self, ours: Path, theirs: Path) -> str | None:
         a, b = ({r["step"]: r["loss"] for r in read_metrics(w) if "loss" in r} for w in (ours, theirs))
@@ -295,6 +300,15 @@ class Soak:
         error = max(abs(a[step] - b[step]) / abs(b[step]) for step in b)
         self.report["largest_loss_error"] = max(error, self.report["largest_loss_error"])
         return f"a loss is off by {error:.2g}" if error > TOLERANCE else None
+
+    def compare_weights(self, ours: Path, theirs: Path) -> str | None:
+        a, b = trainings.arrays(ours), trainings.arrays(theirs)
+        if a["training/step"] != b["training/step"]:
+            return f"the state is that of step {a['training/step']}"
+        update = trainings.distance(trainings.arrays(theirs, STEPS - EVERY), b) / EVERY
+        error = trainings.distance(a, b) / update
+        self.report["largest_error_in_updates"] = max(error, self.report["largest_error_in_updates"])
+        return f"the parameters are off by {error:.2g} updates" if error > UPDATES else None
 
     def compare_skipped(self, ours: Path, theirs: Path) -> str | None:
         a, b = (skipped(workdir) for workdir in (ours, theirs))

@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jobs
 import msgpack
 import numpy as np
 import pytest
@@ -124,10 +126,57 @@ def test_another_number_of_processes_takes_up_the_lists_of_all(clips_dir: Path, 
     logs = [FaultLog("data", 100, tmp_path, process, 2) for process in range(2)]
     for log in logs:
         log.resume(8)
-        assert {number for number, _ in log.bad} == found
+        assert {number for number, _ in log.known} == found
     for log in logs:  # between them they tidy the lists of all four
         log.resume(0)
     assert not any(listed(tmp_path, process) for process in range(4) if (tmp_path / f"skipped_records.{process}.jsonl").exists())  # fmt: skip
+
+
+def bad(step: int, *examples: int) -> list[Fault]:
+    return [Fault(step, 0, 0, example, False, "damaged") for example in examples]
+
+
+def test_the_limit_is_one_for_all_processes_and_starts(tmp_path: Path) -> None:
+    for start, count in enumerate((2, 2, 3, 1)):  # as if each had trained one more step
+        logs = [FaultLog("data", 8, tmp_path, process, count) for process in range(count)]
+        for log in logs:
+            log.resume(start)
+        for process, log in enumerate(logs):
+            log.add(bad(start, 2 * start, 2 * start + process % 2))
+    assert {number for number, _ in logs[0].known} == {0, 1, 2, 3, 4, 5, 6}
+    logs = [FaultLog("data", 8, tmp_path, process, 2) for process in range(2)]
+    for log in logs:
+        log.resume(4)
+    logs[0].add(bad(4, 7))
+    logs[0].add(bad(5, 7))
+    with pytest.raises(TooManyBadRecordsError, match=r"^9 records of data .* allows 8;(.*\n.*){9}example 8: damaged"):
+        logs[1].add(bad(5, 8))
+
+
+def test_what_other_processes_list_changes_no_list(tmp_path: Path) -> None:
+    def start(step: int) -> list[FaultLog]:
+        logs = [FaultLog("data", 8, tmp_path, process, 2) for process in range(2)]
+        for log in logs:
+            log.resume(step)
+        return logs
+
+    start(0)[0].add(bad(0, 5))
+    stopped = start(1)[1]
+    assert not stopped.bad and len(stopped.known) == 1
+    stopped.add(bad(1, 5))  # listed as by a run that was never stopped
+    assert [line["example"] for line in listed(tmp_path, 1)] == [5] and len(stopped.bad) == 1
+
+
+def test_lists_in_a_bucket_are_kept_and_taken_up(bucket: Any) -> None:
+    log = FaultLog("data", 3, "gs://runs/film")
+    log.resume(0)
+    log.add(bad(0, 4, 5))
+    log.add(bad(2, 6))
+    resumed = FaultLog("data", 3, "gs://runs/film")
+    resumed.resume(2)
+    assert [line["example"] for line in listed(bucket.folder / "runs" / "film")] == [4, 5]
+    with pytest.raises(TooManyBadRecordsError, match=r"4 records"):
+        resumed.add(bad(2, 6, 7))
 
 
 def test_a_long_list_is_shortened_and_says_where_the_rest_is(tmp_path: Path) -> None:
@@ -295,6 +344,23 @@ def test_killed_workers_are_replaced_without_loss_until_they_are_too_many(latent
     ):
         list(itertools.islice(batches, 10))
     assert not workers_of_this_process()
+
+
+def test_workers_end_with_a_parent_that_was_killed(clips_dir: Path) -> None:
+    program = f"""
+import multiprocessing, os
+from walt.data.config import LoaderConfig
+from walt.data.loader import ClipLoader
+batches = ClipLoader(LoaderConfig({str(clips_dir)!r}, batch_size=2, workers=1)).batches()
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    [process] = jobs.start(["-c", program], 1)
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert pids, process.stderr.read()
+    for pid in pids:
+        jobs.wait_until_gone(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

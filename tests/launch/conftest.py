@@ -33,6 +33,7 @@ echo "the log of $HOST"
 starts="$(grep -c "^$HOST$" "$CLOUD/started")"
 fate="$(sed -n "${starts}p" "$CLOUD/fate-$HOST" 2>/dev/null || true)"
 case "${fate:-$(sed -n "${starts}p" "$CLOUD/fate")}" in
+  lingers) (while true; do sleep 1; done) & ;; # something that the command has left behind
   vanishes) kill -KILL 0 ;; # with all that watches it, as when the host restarts
   trains) trap 'exit 75' TERM; while true; do sleep 1; done ;;
   *) exit "${fate:-$(sed -n "${starts}p" "$CLOUD/fate")}" ;;

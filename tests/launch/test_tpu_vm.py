@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 
 import pytest
 
@@ -238,6 +239,16 @@ def test_silent_hosts(launcher):
     result = watch(launcher)
     assert result.returncode == 1 and "1 of 2 hosts of walt do not answer; nothing was deleted" in result.stderr
     assert "1 of 2 hosts answer" in result.stdout and "delete" not in verbs(launcher)
+
+
+def test_what_a_command_leaves_behind_is_ended_and_not_taken_for_it(launcher):
+    launcher.gcloud(["ACTIVE"], fate="lingers")
+    result = watch(launcher)
+    assert result.returncode == 0 and "the command has ended well" in result.stdout, result.stderr
+    assert not any("stop" in call[-1] for call in launcher.calls())
+    for pid in (launcher.cloud / "hosts").glob("*/walt/run/pid"):
+        group = subprocess.run(["ps", "-o", "stat=", "-s", pid.read_text().strip()], capture_output=True, text=True)
+        assert not [line for line in group.stdout.split() if line[0] != "Z"]
 
 
 def test_silent_spot_hosts_are_given_up(launcher):

@@ -13,7 +13,7 @@ from orbax.checkpoint._src.path import atomicity
 from walt.config import ConfigError, to_config_dict
 from walt.parallel.config import MeshConfig
 from walt.training import checkpoint
-from walt.training.checkpoint import Checkpoints, Clock, restore_parts, stored_config
+from walt.training.checkpoint import Checkpoints, Clock, RollBack, restore_parts, stored_config
 from walt.training.folder import CheckpointError, latest_step, recover
 from walt.training.optimizer import make_optimizer
 from walt.training.state import TrainState
@@ -242,6 +242,19 @@ def test_a_save_that_fails_in_the_background_fails_the_run(tmp_path, monkeypatch
     with pytest.raises(CheckpointError, match=r"could not be written: .*no space left on device"):
         linear.run(tmp_path, linear.make_config(num_steps=20))
     assert latest_step(tmp_path) == 0
+
+
+def test_rolling_back_does_not_hide_a_save_that_failed(tmp_path, monkeypatch):
+    async def broken(self):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", broken)
+    arrays = {"model": {"kernel": jax.numpy.ones(3)}}
+    state = TrainState(jax.numpy.int32(10), arrays, arrays, {}, arrays, jax.random.key(0))
+    with pytest.raises(CheckpointError, match=r"could not be written: .*Input/output error"):
+        with Checkpoints(tmp_path, 1) as checkpoints:
+            checkpoints.save(state, 10, Clock(), to_config_dict(linear.make_config()))
+            raise RollBack
 
 
 def test_saving_in_the_background_while_memory_is_reused(tmp_path):

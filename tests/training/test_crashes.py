@@ -18,7 +18,7 @@ from orbax.checkpoint._src.path import atomicity
 
 from walt.config import ConfigError
 from walt.training import checksums
-from walt.training.checkpoint import restore_parts
+from walt.training.checkpoint import restore_parts, stored_clock
 from walt.training.config import SavingConfig
 from walt.training.folder import CheckpointError, latest_step
 from walt.training.metrics import read_metrics
@@ -215,6 +215,20 @@ def test_the_last_checkpoint_of_a_run_is_never_done_without(tmp_path, failing):
     with pytest.raises(CheckpointError, match="the disk is full"):
         linear.run(tmp_path, linear.make_config(saving=SavingConfig(disk_full="go_on")))
     assert steps(tmp_path) == [0]
+
+
+@pytest.mark.parametrize(("reaction", "number"), [("go_on", errno.ENOSPC), ("stop", errno.EIO)])
+def test_a_last_state_that_cannot_be_saved_does_not_cost_the_one_it_replaces(tmp_path, failing, capsys, reaction, number):
+    def finish(state):
+        failing([4], number)
+        return state
+
+    config = linear.make_config(num_steps=4, saving=SavingConfig(disk_full=reaction))
+    with pytest.raises(CheckpointError, match=r"could not be written.*; the last good one is of step 4"):
+        linear.run(tmp_path, config, on_finish=finish)
+    assert (tmp_path / "checkpoints" / "4").is_dir() and not (tmp_path / "checkpoints" / "4.replaced").exists()
+    assert restore_parts(tmp_path)[4] == 4 and not stored_clock(tmp_path).finished
+    assert "which is saved" not in capsys.readouterr().err
 
 
 def test_another_error_fails_the_run_whatever_is_said_of_full_disks_and_soon(tmp_path, failing):

@@ -1,5 +1,6 @@
 import io
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -41,6 +42,16 @@ def test_opening_the_log_changes_nothing(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     MetricLog(tmp_path, 1).close()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_bucket_that_does_not_answer_costs_lines_and_not_the_run(bucket, caplog):
+    log = MetricLog("gs://runs/film", 0)
+    vars(log)["_board"] = mock.MagicMock()  # it has its own way to a bucket
+    for step in (1, 2, 3):
+        bucket.down = step == 2
+        log.write(step, {"loss": 1.0})
+    assert [record["step"] for record in read_metrics("gs://runs/film")] == [1, 3]
+    assert caplog.text.count("the metrics of step 2 could not be written to gs://runs/film: 503") == 1
 
 
 def test_non_finite_numbers_are_null(tmp_path):

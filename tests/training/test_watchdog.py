@@ -46,6 +46,36 @@ def test_a_step_that_takes_long_has_its_stacks_written_once(tmp_path, capsys):
     assert "stall_here" in capsys.readouterr().err
 
 
+def test_the_stacks_of_a_run_in_a_bucket_are_all_kept(bucket):
+    dog = Watchdog("gs://runs/film", WatchdogConfig(), 0)
+    for reason in ("first", "second"):
+        dog._report(reason)
+    text = (bucket.folder / "runs" / "film" / "stacks.0.txt").read_text()
+    assert text.index(" first\n") < text.index(" second\n")
+
+
+def test_a_bucket_that_does_not_answer_ends_no_watch(bucket, caplog):
+    reasons = []
+    bucket.down = True
+    with Watchdog("gs://runs/film", WatchdogConfig(fail_seconds=0.2), 3, reasons.append):
+        stall_here(0.6)
+    assert "nothing has happened for" in reasons[0]
+    assert caplog.text.count("heartbeat.0.json could not be written: 503") == 1
+
+
+def test_whatever_goes_wrong_in_the_watchdog_is_said_once_and_it_goes_on(tmp_path, caplog):
+    looks = []
+
+    def look(now):
+        looks.append(now)
+        raise RuntimeError("wrong")
+
+    with Watchdog(tmp_path, WatchdogConfig(), 3) as dog:
+        dog._look = look
+        stall_here(0.5)
+    assert len(looks) > 1 and caplog.text.count("the watchdog goes on, after RuntimeError: wrong") == 1
+
+
 def test_a_loader_that_starves_is_called_so(tmp_path):
     with Watchdog(tmp_path, WatchdogConfig(**QUICK), 0) as dog:
         steps(dog, 10)

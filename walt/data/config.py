@@ -20,7 +20,8 @@ class LoaderConfig:
       prefetch: batches prepared ahead (by every worker).
       caption_length: tokens of a caption, longer ones are cut.
       cache_megabytes: decoded examples kept in memory up to this much; used without workers only.
-      max_bad_records: how many records may be unusable, and are replaced by others, before the run stops with the list.
+      max_bad_records: how many records may be unusable, and are replaced by others, before the run stops with the list;
+        those that all processes have met, over all starts of the run.
       max_example_megabytes: largest example that is decoded.
       retry_seconds: how long a read that fails is tried again.
       max_worker_restarts: how often workers that were killed (by the system, short of memory, or by a crash in a decoder) are

@@ -3,7 +3,8 @@
     runs/film/skipped_records.0.jsonl     what the loader of process 0 met, one line per record, in the order of steps
 
 A record is listed at the first step whose batch wanted it. So the list is a function of the steps that were trained, whatever was
-read ahead, and a run that goes on from a step has the list of a run that was never stopped.
+read ahead, and a run that goes on from a step has the list of a run that was never stopped. The limit is one for all processes
+together, however many there are and however often they were started: each counts the records in the lists of all.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 from absl import logging
+from etils import epath
 
 from walt import jsonlines
 from walt.data.manifest import DatasetError
@@ -59,16 +60,17 @@ class Fault:
 
 
 class FaultLog:
-    """The bad records that one process has met.
+    """The bad records that one process has met, and what the other processes list.
 
     Args:
       source: what the data set is called in messages.
-      limit: how many records may be bad.
-      folder: where the list is kept; None for in memory only.
+      limit: how many records may be bad, of those that all processes have met.
+      folder: where the lists are kept, which the processes share; None for in memory only.
       process_index, process_count: of the job.
 
     Attributes:
-      bad: the first fault of every bad record.
+      bad: the first fault of every bad record that this process has met.
+      known: those, and what the other processes had met when this one last looked.
       replaced: places in batches that other examples took, since the start of this process.
     """
 
@@ -82,24 +84,25 @@ class FaultLog:
         setting: str = "data.max_bad_records",
     ):
         self.bad: dict[tuple[int, bool], Fault] = {}
+        self.known: dict[tuple[int, bool], Fault] = {}
         self.replaced = 0
         self._source, self._limit, self._setting = source, limit, setting
-        self._folder = None if folder is None or "://" in str(folder) else Path(folder)
+        self._folder = None if folder is None else epath.Path(folder)
         self._index, self._count = process_index, process_count
 
     def resume(self, step: int) -> None:
         """Takes up the lists of all processes of an earlier start and removes what stands in them from `step` on."""
         if self._folder is None:
             return
-        self.bad = {}
-        for path in sorted(self._folder.glob("skipped_records.*.jsonl")):
+        self.bad, self.known = {}, {}
+        for path, is_own in self._lists():
             before = [fault for fault in _read(path) if fault.step < step]
-            self.bad |= {fault.key: fault for fault in before if fault.key not in self.bad}
-            number = re.fullmatch(r"skipped_records\.(\d+)\.jsonl", path.name)
-            if number and int(number[1]) % self._count == self._index:  # of a larger job too
+            _join(self.known, before)
+            if is_own:
+                _join(self.bad, before)
                 jsonlines.rewrite(path, map(dataclasses.asdict, before))
-        if self.bad:
-            logging.warning("%d records of %s are known to be bad and stay replaced", len(self.bad), self._source)
+        if self.known:
+            logging.warning("%d records of %s are known to be bad and stay replaced", len(self.known), self._source)
 
     def add(self, faults: Iterable[Fault]) -> None:
         """Counts the faults of a batch. Raises `TooManyBadRecordsError` if more records than allowed are bad."""
@@ -114,25 +117,49 @@ class FaultLog:
         for fault in fresh.values():
             logging.warning("%s: a record cannot be used: %s", self._source, fault)
         self._append(fresh.values())
-        if len(self.bad) > self._limit:
+        _join(self.known, fresh.values())
+        self._look_at_others(max(fault.step for fault in fresh.values()))
+        if len(self.known) > self._limit:
             raise TooManyBadRecordsError(
-                f"{len(self.bad)} records of {self._source} cannot be used, and {self._setting} allows {self._limit}; prepare the "
+                f"{len(self.known)} records of {self._source} cannot be used, and {self._setting} allows {self._limit}; prepare the "
                 f"data set again, or allow more. They are{self.listing()}"
             )
 
     def listing(self) -> str:
         """The bad records with their reasons, one per line; of many the first."""
-        faults = sorted(self.bad.values(), key=lambda fault: fault.key)
+        faults = sorted(self.known.values(), key=lambda fault: fault.key)
         lines = [str(fault) for fault in faults[:_SHOWN]]
         if len(faults) > _SHOWN:
             more = f"… and {len(faults) - _SHOWN} more"
-            lines.append(more if self._folder is None else f"{more}, all of them in {self._path}")
+            lines.append(more if self._folder is None else f"{more}, all of them in {self._folder / self._names}")
         return "".join(f"\n  {line}" for line in lines)
 
     @property
-    def _path(self) -> Path:
+    def _path(self) -> epath.Path:
         assert self._folder is not None
         return self._folder / f"skipped_records.{self._index}.jsonl"
+
+    @property
+    def _names(self) -> str:
+        return f"skipped_records.{self._index if self._count == 1 else '*'}.jsonl"
+
+    def _lists(self) -> Iterator[tuple[epath.Path, bool]]:
+        """The lists in the folder, and whether each is this process's: one of them is, and those of a larger job are shared out."""
+        assert self._folder is not None
+        for path in sorted(self._folder.glob("skipped_records.*.jsonl")):
+            number = re.fullmatch(r"skipped_records\.(\d+)\.jsonl", path.name)
+            yield path, number is not None and int(number[1]) % self._count == self._index
+
+    def _look_at_others(self, step: int) -> None:
+        """Learns what the other processes have met until `step`; what stands after it is left from an earlier start."""
+        if self._folder is None or self._count == 1:
+            return
+        try:
+            for path, is_own in self._lists():
+                if not is_own:
+                    _join(self.known, (fault for fault in _read(path) if fault.step <= step))
+        except Exception as error:  # the next fault is another occasion
+            logging.warning("lists in %s could not be read: %s", self._folder, error)
 
     def _append(self, faults: Iterable[Fault]) -> None:
         if self._folder is None:
@@ -140,8 +167,13 @@ class FaultLog:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             jsonlines.append(self._path, map(dataclasses.asdict, faults))
-        except OSError as error:  # a full disk: the training may still be able to save itself
+        except Exception as error:  # a full disk, or a bucket that does not answer: the training may still be able to save itself
             logging.warning("%s could not be written: %s", self._path, error)
+
+
+def _join(faults: dict[tuple[int, bool], Fault], more: Iterable[Fault]) -> None:
+    for fault in more:
+        faults.setdefault(fault.key, fault)
 
 
 def usable(examples: Iterable[int], read: Callable[[int], T], log: FaultLog) -> Iterator[T]:
@@ -155,7 +187,7 @@ def usable(examples: Iterable[int], read: Callable[[int], T], log: FaultLog) -> 
         yield value
 
 
-def _read(path: Path) -> Iterator[Fault]:
+def _read(path: epath.Path) -> Iterator[Fault]:
     """The faults in a list; lines that are not whole, such as an interruption leaves, are passed over."""
     for entry in jsonlines.read(path):
         try:

@@ -7,6 +7,7 @@ A record that cannot be used is replaced in place by a re-draw that is a functio
 batch to the process that trains, which counts and lists it (`faults.py`).
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from absl import flags, logging
 from jaxtyping import Bool, Int
 
+from walt import children
 from walt.config import ConfigError
 from walt.data import media, records
 from walt.data.cache import Cache
@@ -96,7 +98,7 @@ class _Loader:
 
     @property
     def counts(self) -> dict[str, float]:
-        """Numbers for the log of a run: bad records so far; and since this process began, places that others took, reads that were
+        """Numbers for the log of a run: bad records that this process has met; and since this process began, places that others took, reads that were
         tried again, and workers that were replaced."""
         return {
             "data/bad_records": float(len(self.faults.bad)),
@@ -121,7 +123,7 @@ class _Loader:
           DatasetError: so many re-draws failed that the data set is broken, or workers keep dying.
         """
         self.faults.resume(start_step)
-        self._known_bad |= {key: fault.reason for key, fault in self.faults.bad.items()}
+        self._known_bad |= {key: fault.reason for key, fault in self.faults.known.items()}
         step = start_step
         while True:
             try:
@@ -141,7 +143,8 @@ class _Loader:
         steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._draw)
         dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch))
         if config.workers:
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(config.workers, config.prefetch))
+            options = grain.MultiprocessingOptions(config.workers, config.prefetch)
+            dataset = dataset.mp_prefetch(options, functools.partial(_start_worker, os.getpid()))
         iterator = iter(dataset)
         try:
             for drawn in iterator:
@@ -202,6 +205,11 @@ class _Loader:
             f"{MAX_ATTEMPTS} examples in a row of {self.config.path} ({self.config.split}) cannot be read; prepare it again. "
             f"The last one: {reason}"
         )
+
+
+def _start_worker(parent: int, index: int, count: int) -> None:
+    """What Grain calls in every worker first."""
+    children.end_with(parent)
 
 
 class ClipLoader(_Loader):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from walt.children import kill_children
 from walt.config import ConfigError
 
 FAILURE = "walt/failure"  # the reason of the first process that failed, in the coordinator's store of keys and values
@@ -359,8 +359,7 @@ def _exit(status: int) -> NoReturn:
     """Ends the process without the usual end, at which processes wait for each other."""
     if _job is not None and _job.index == 0:
         time.sleep(3 * POLL_SECONDS)  # the others still have to read why, and this process is where they do
-    for child in multiprocessing.active_children():
-        child.terminate()
+    kill_children()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from walt import jsonlines
-from walt.training.checkpoint import Clock
+from walt.training.checkpoint import Clock, RollBack
 from walt.training.config import TrainingConfig
 from walt.untrusted import field
 
@@ -35,12 +35,6 @@ class NonFiniteError(FloatingPointError):
 
 class LossSpikeError(RuntimeError):
     """A loss jumped, or too many batches were left out; the message names the step."""
-
-
-class RollBack(BaseException):
-    """To be answered by going on from the last checkpoint. No `Exception`, for nothing has failed: the other processes of the job, which
-    have the same numbers, do the same.
-    """
 
 
 class SkippedBatches:

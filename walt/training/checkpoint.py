@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,18 @@ from walt.config import ConfigError, diff, from_json, to_json
 from walt.parallel.rules import path_name
 from walt.training import checksums
 from walt.training.config import SavingConfig
-from walt.training.folder import FOLDER, ITEMS, REPLACED, CheckpointError, latest_step, reading, remove_unsaved, scan
+from walt.training.folder import (
+    FOLDER,
+    ITEMS,
+    REPLACED,
+    CheckpointError,
+    is_whole,
+    latest_step,
+    put_back,
+    reading,
+    remove_unsaved,
+    scan,
+)
 from walt.training.keeping import keeping
 from walt.training.state import TrainState
 from walt.training.task import Tree
@@ -48,9 +59,15 @@ class Clock:
     losses: list[list[float]] = field(default_factory=list)
 
 
+class RollBack(BaseException):
+    """To be answered by going on from the last checkpoint. No `Exception`, for nothing has failed: the other processes of the job, which
+    have the same numbers, do the same.
+    """
+
+
 class Checkpoints:
     """The checkpoints of one work directory, for one training run. Use as a context manager: leaving it waits for the
-    last save.
+    last save, and raises what that met, unless the run has failed already.
 
     Args:
       keep: how many of the last ones stay.
@@ -88,7 +105,7 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
-            if error is None:
+            if error is None or isinstance(error, RollBack):
                 self.wait()
         finally:
             with contextlib.suppress(Exception):  # it says once more what went wrong with the last save
@@ -100,13 +117,6 @@ class Checkpoints:
         A checkpoint of the same step is replaced: it is removed only after the new one is whole.
         """
         self.wait()
-        replaced = None
-        if step == self.latest:
-            replaced = self.directory / f"{step}{REPLACED}"
-            if jax.process_index() == 0:
-                (self.directory / str(step)).rename(replaced)
-            multihost_utils.sync_global_devices("replacing a checkpoint")
-            self._manager.reload()
         weights = {"params": state.params, "ema": state.ema, "extra": state.extra}
         training = {"step": state.step, "opt": state.opt, "key": state.key}
         arguments = ocp.args.Composite(
@@ -115,12 +125,31 @@ class Checkpoints:
             config=ocp.args.JsonSave(json.loads(to_json(config))),
             clock=ocp.args.JsonSave(vars(clock)),
         )
-        self._saved = step
-        self._guarded(lambda: self._save(step, arguments))
-        if wait or replaced:
-            self.finish(step)
-        if replaced and jax.process_index() == 0:
-            replaced.rmtree()
+        with self._replacing(step) if step == self.latest else contextlib.nullcontext():
+            self._saved = step
+            self._guarded(lambda: self._save(step, arguments))
+            if wait:
+                self.finish(step)
+
+    @contextlib.contextmanager
+    def _replacing(self, step: int) -> Iterator[None]:
+        """Puts the checkpoint of `step` aside while another one is saved in its place. Where that one is not whole in the end, it comes back,
+        and the `CheckpointError` says why, whatever `saving.disk_full` is: what is replaced is the end of a run.
+        """
+        folder, replaced = self.directory / str(step), self.directory / f"{step}{REPLACED}"
+        if jax.process_index() == 0:
+            folder.rename(replaced)
+        multihost_utils.sync_global_devices("replacing a checkpoint")
+        self._manager.reload()
+        try:
+            yield
+            self.wait()
+        finally:
+            if jax.process_index() == 0:
+                done = is_whole(folder)
+                replaced.rmtree() if done else put_back(replaced)
+        if jax.process_index() == 0 and not done:
+            raise self._out_of_space()
 
     def check(self) -> None:
         """Raise the error of a save that failed in the background."""
@@ -134,7 +163,7 @@ class Checkpoints:
         """Waits as well, and raises `CheckpointError` if the checkpoint of `step` is not there: of a full disk that was put up with."""
         self.wait()
         if self.latest != step:
-            raise self._failed(OSError(f"no space left on device, after {self.failed} attempts"))
+            raise self._out_of_space()
 
     def saving(self) -> bool:
         """Whether something is being saved."""
@@ -173,6 +202,9 @@ class Checkpoints:
             remove_unsaved(self._workdir)  # room for the next attempt
             self.failed, self.latest = self.failed + 1, latest_step(self._workdir)
             self._saved, self._manager = self.latest, self._open()
+
+    def _out_of_space(self) -> CheckpointError:
+        return self._failed(OSError(f"no space left on device, after {self.failed} attempts"))
 
     def _failed(self, error: Exception) -> CheckpointError:
         full = "the disk is full: " if is_disk_full(error) else ""

@@ -58,8 +58,7 @@ def recover(workdir: epath.PathLike) -> None:
         for step, folder in scan(workdir).whole.items():
             proper = folder.with_name(str(step))
             if folder != proper:
-                _rename(proper, folder.with_name(f"{step}{INCOMPLETE}"))
-                folder.rename(proper)
+                put_back(folder)
                 logging.warning("checkpoint %s was being replaced and is used again", proper)
         found = scan(workdir)
         for entry in found.unfinished:
@@ -81,6 +80,13 @@ def remove_unsaved(workdir: epath.PathLike) -> None:
     for entry in scan(workdir).unfinished:
         if UNSAVED.fullmatch(entry.name):
             entry.rmtree()
+
+
+def put_back(replaced: epath.Path) -> None:
+    """Makes a checkpoint that was put aside that of its step again; what lies there is not whole, and renamed."""
+    proper = replaced.with_name(replaced.name.removesuffix(REPLACED))
+    _rename(proper, replaced.with_name(f"{proper.name}{INCOMPLETE}"))
+    replaced.rename(proper)
 
 
 def _rename(entry: epath.Path, target: epath.Path) -> None:
@@ -113,7 +119,7 @@ def scan(workdir: epath.PathLike) -> Found:
     whole: dict[int, epath.Path] = {}
     for entry in sorted(ours, key=lambda entry: not entry.name.endswith(REPLACED)):  # replacements last: they count
         step = entry.name.removesuffix(REPLACED)
-        if step.isdigit() and _is_whole(entry):
+        if step.isdigit() and is_whole(entry):
             whole[int(step)] = entry
     return Found(
         whole,
@@ -139,7 +145,8 @@ def _content(folder: epath.Path) -> set[str]:
     return set()
 
 
-def _is_whole(path: epath.Path) -> bool:
+def is_whole(path: epath.Path) -> bool:
+    """Whether a checkpoint has all its items and marks."""
     # Orbax writes this file into each item and then into the checkpoint, after everything else.
     return all((path / item / COMMITTED).exists() for item in (*ITEMS, "."))
 
@@ -157,7 +164,7 @@ def reading(folder: epath.Path) -> Iterator[None]:
 
 def _advice(damaged: epath.Path) -> str:
     """What to do about a damaged checkpoint: nothing is done silently."""
-    steps = [int(entry.name) for entry in damaged.parent.iterdir() if entry.name.isdigit() and _is_whole(entry)]
+    steps = [int(entry.name) for entry in damaged.parent.iterdir() if entry.name.isdigit() and is_whole(entry)]
     before = max((step for step in steps if damaged.name.isdigit() and step < int(damaged.name)), default=None)
     if before is None:
         return "; it is damaged, and there is none before it"

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from walt.parallel.mesh import count_rows, make_mesh, put_batch
 from walt.parallel.processes import failing_together
 from walt.parallel.rules import ParameterAxes
-from walt.training.anomalies import Judge, LossSpikeError, NonFiniteError, RollBack, SkippedBatches
-from walt.training.checkpoint import Checkpoints, Clock, stored_clock
+from walt.training.anomalies import Judge, LossSpikeError, NonFiniteError, SkippedBatches
+from walt.training.checkpoint import Checkpoints, Clock, RollBack, stored_clock
 from walt.training.checks import check_batch, check_mesh, check_same_everywhere, check_workdir
 from walt.training.claim import claimed
 from walt.training.config import TrainingConfig

@@ -85,10 +85,12 @@ class MetricLog:
 
     @contextlib.contextmanager
     def _putting_up_with_errors(self, what: str) -> Iterator[None]:
-        """A full disk, for instance: whether the run goes on is decided where it is saved."""
+        """A full disk, for instance, or a bucket that does not answer, whose errors are of any kind: whether the run goes on is decided where
+        it is saved.
+        """
         try:
             yield
-        except OSError as error:
+        except Exception as error:
             logging.warning("%s could not be written to %s: %s", what, self._path.parent, error)
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from walt.children import kill_children
 from walt.training import notice
 
 PREEMPTED = os.EX_TEMPFAIL
@@ -118,6 +119,7 @@ class StopSignal:
             for _ in range(numbers.count(signal.SIGTERM)):
                 terminations += 1
                 if terminations > 1:
+                    kill_children()
                     os._exit(PREEMPTED)
                 self._told()
 

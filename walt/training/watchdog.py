@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 from etils import epath
 
+from walt import jsonlines
 from walt.parallel.processes import end_all
 from walt.training.config import WatchdogConfig
 
@@ -98,16 +99,21 @@ class Watchdog:
         self._phase, self._phase_began = phase, time.monotonic()
 
     def _watch(self) -> None:
-        before, written = time.monotonic(), -math.inf
+        before, written, failed = time.monotonic(), -math.inf, False
         while not self._ended.wait(POLL_SECONDS):
             now = time.monotonic()
             if now - before > 10 * POLL_SECONDS:  # this process itself was stopped, or got no time
                 self._beat, self._phase_began = self._beat + now - before, self._phase_began + now - before
             before = now
-            if now - written >= self._config.heartbeat_seconds:
-                written = now
-                self._write_heartbeat()
-            self._look(now)
+            try:
+                if now - written >= self._config.heartbeat_seconds:
+                    written = now
+                    self._write_heartbeat()
+                self._look(now)
+            except Exception as error:  # whatever it is, nobody else watches
+                if not failed:
+                    logging.warning("the watchdog goes on, after %s: %s", type(error).__name__, error)
+                failed = True
 
     def _look(self, now: float) -> None:
         phase, config = self._phase, self._config
@@ -134,9 +140,8 @@ class Watchdog:
         text = f"{time.strftime('%FT%T')} {reason}\nlast metrics: {metrics}\n{_stacks()}"
         print(f"walt: {text}", file=sys.stderr, flush=True)
         try:
-            with self._stacks.open("a") as file:
-                file.write(text + "\n")
-        except OSError as error:
+            jsonlines.append_text(self._stacks, text + "\n")
+        except Exception as error:  # that of a bucket need be no OSError
             logging.warning("%s could not be written: %s", self._stacks, error)
 
     def _write_heartbeat(self) -> None:
@@ -152,7 +157,7 @@ class Watchdog:
         try:
             partial.write_text(json.dumps(entry))
             partial.replace(self._heartbeat)
-        except OSError as error:  # a full disk: the training may still be able to save itself
+        except Exception as error:  # a full disk, or a bucket that does not answer: the training may still be able to save itself
             logging.warning("%s could not be written: %s", self._heartbeat, error)
 
 
