@@ -290,7 +290,9 @@ class Soak:
             self.report["arrays_differing"] += len(differing)
             return f"arrays differ: {', '.join(differing[:5])}" if differing else None
         return (
-            self.compare_losses(ours, theirs) or self.compare_weights(ours, theirs) or self.compare_skipped(ours, theirs)
+            self.compare_losses(ours, theirs)
+            or self.compare_weights(ours, theirs)
+            or self.compare_skipped(ours, theirs)
         )
 
     def compare_losses(self, ours: Path, theirs: Path) -> str | None:

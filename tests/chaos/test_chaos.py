@@ -58,7 +58,9 @@ def test_what_is_lost_or_repeated_is_told(tmp_path):
 
 def test_an_update_that_is_lost_or_repeated_shows_in_the_weights(monkeypatch):
     def arrays(workdir, step=None):  # every update adds one
-        updates = {"clean": 60, "noise": 60.1, "lost": 59, "repeated": 61, "other": 60}[workdir] if step is None else step
+        updates = (
+            {"clean": 60, "noise": 60.1, "lost": 59, "repeated": 61, "other": 60}[workdir] if step is None else step
+        )
         counted = {"other": 59}.get(workdir, 60)
         return {"weights/params/kernel": np.full(4, updates, np.float32), "training/step": np.int32(counted)}
 
