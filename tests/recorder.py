@@ -3,12 +3,11 @@
     python tests/recorder.py RECORD --config=... --workdir=...
 
 RECORD.<process>.jsonl gets a line for every batch that is drawn: which start of the run drew it and the checkpoint that start had, the step,
-the rows, and the ids, with those that took the place of bad records; drawing takes RECORDER_SECONDS. While RECORD.unreadable is there, every read of a shard fails; while RECORD.full is there, every
-checkpoint meets a full disk.
+the rows, and the ids, with those that took the place of bad records; drawing takes RECORDER_SECONDS. While RECORD.unreadable is there,
+every read of a shard fails; while RECORD.full is there, every checkpoint meets a full disk.
 """
 
 import errno
-import json
 import os
 import sys
 import time

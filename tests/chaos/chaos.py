@@ -46,7 +46,7 @@ from walt.training.preemption import PREEMPTED
 STEPS, EVERY = 60, 10
 SECONDS_PER_STEP = 0.1
 TOLERANCE = 1e-3  # of a loss, relative, over the whole run on changing devices
-UPDATES = 0.25  # how far parameters may be off, in updates of the clean run's usual length: less than one that was lost or repeated
+UPDATES = 0.01  # how far parameters may be off, in updates of the clean run's last ones: less than any that is lost or repeated
 BAD = (3, 7)  # records of the elastic schedule
 KINDS = {"exact": ("kill", "terminate", "stop", "full disk", "unreadable"), "elastic": ("kill", "terminate")}
 LONGEST_START = 600.0  # seconds to the first step, on a machine that is busy with other things
@@ -290,7 +290,9 @@ class Soak:
             self.report["arrays_differing"] += len(differing)
             return f"arrays differ: {', '.join(differing[:5])}" if differing else None
         return (
-            self.compare_losses(ours, theirs) or self.compare_weights(ours, theirs) or self.compare_skipped(ours, theirs)
+            self.compare_losses(ours, theirs)
+            or self.compare_weights(ours, theirs)
+            or self.compare_skipped(ours, theirs)
         )
 
     def compare_losses(self, ours: Path, theirs: Path) -> str | None:

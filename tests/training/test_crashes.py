@@ -218,7 +218,9 @@ def test_the_last_checkpoint_of_a_run_is_never_done_without(tmp_path, failing):
 
 
 @pytest.mark.parametrize(("reaction", "number"), [("go_on", errno.ENOSPC), ("stop", errno.EIO)])
-def test_a_last_state_that_cannot_be_saved_does_not_cost_the_one_it_replaces(tmp_path, failing, capsys, reaction, number):
+def test_a_last_state_that_cannot_be_saved_does_not_cost_the_one_it_replaces(
+    tmp_path, failing, capsys, reaction, number
+):
     def finish(state):
         failing([4], number)
         return state
