@@ -120,6 +120,31 @@ def test_repeats_take_other_generated_clips(network):
     assert any("nine asks for 10 generated clips, these are 7" in warning for warning in few.warnings)
 
 
+def test_intervals_are_about_the_figures_beside_them(network, monkeypatch):
+    """Where the first repeat is another than the mean of all, and where the kernel distance is that of subsets."""
+    monkeypatch.setattr(measure, "KERNEL_SUBSET", 20)
+    whole = measure.kernel_distance
+    sizes = []
+
+    def seen(real, generated, *subsets):
+        sizes.append(len(real) if not subsets or not subsets[0] else 0)
+        return whole(real, generated, *subsets)
+
+    monkeypatch.setattr(measure, "kernel_distance", seen)
+    three = dataclasses.replace(NINE, num_generated=30, repeats=3, subset="first")
+    generated = videos(90, seed=1)
+    for start in (1, 2):  # the second and third repeat are far off
+        generated[start::3] //= 4
+    found = evaluate_videos(videos(60), generated, three, intervals=20)
+    for name in ("fvd", "kvd"):
+        low, high = found.figures[f"{name}_ci"]
+        assert low < found.figures[name] < high
+    assert max(sizes) <= 20
+    first = found.card["of_first_repeat"]
+    assert {"kvd", "precision", "recall"} <= set(first) and not {"fvd", "fvd_std"} & set(first)
+    assert "of_first_repeat" not in evaluate_videos(videos(8), videos(8, seed=1), NINE, intervals=0).card
+
+
 def test_subsets_and_the_limit_are_taken_where_clips_are_many(network, monkeypatch):
     monkeypatch.setattr(measure, "KERNEL_SUBSET", 100)
     real, generated = videos(180), videos(170, seed=1, low=9)

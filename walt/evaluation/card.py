@@ -13,7 +13,7 @@ from walt.evaluation.features import Extractor
 
 VERSION = 2
 PACKAGES = ("walt", "jax", "jaxlib", "numpy", "av", "pillow")
-NOT_COMPARED = ("versions", "intervals", "sampled", "real.from", "protocol.source", "protocol.left_open")
+NOT_COMPARED = ("versions", "intervals", "of_first_repeat", "sampled", "real.from", "protocol.source", "protocol.left_open")
 """Packages may differ, since tests hold their figures together; so may what a folder of the same contents is called, prose, and what made the
 generated videos: to tell that is what figures are compared for."""
 
