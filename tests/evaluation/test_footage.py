@@ -115,6 +115,24 @@ def test_fingerprints_are_of_contents_alone(folder, tmp_path):
 def test_prepared_sets_are_read_by_split(tmp_path):
     with new_dataset(tmp_path / "set") as folder:
         splits = {}
+def test_fingerprints_are_of_how_frames_make_videos_and_of_the_order_of_these(tmp_path):
+    for name, lengths in (("even", (16, 16)), ("uneven", (12, 20))):
+        files = iter(counting(32))
+        for folder, length in zip("ab", lengths):
+            (tmp_path / name / folder).mkdir(parents=True)
+            for number in range(length):
+                Image.fromarray(next(files)).save(tmp_path / name / folder / f"{number:02d}.png")
+    assert open_footage(tmp_path / "even").fingerprint() != open_footage(tmp_path / "uneven").fingerprint()
+    # As paths, a/x comes before a-b; as names, a-b before a/x, and that is the order of the videos.
+    for name, places in (("one", ("a/x.npy", "a-b.npy")), ("other", ("c.npy", "b.npy"))):
+        for shift, place in enumerate(places):
+            (tmp_path / name / place).parent.mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / name / place, counting(9) + shift)
+    one, other = open_footage(tmp_path / "one"), open_footage(tmp_path / "other")
+    clips = [[video.clip(None, 1, lambda places: 0).max() for video in footage.videos] for footage in (one, other)]
+    assert clips[0] == clips[1] and one.fingerprint() == other.fingerprint()
+
+
         for name, count in (("train", 3), ("heldout", 2)):
             with RecordWriter(folder, name) as writer:
                 for row in range(count):

@@ -1,7 +1,7 @@
 """Features of many videos: decoded by all cores while all devices compute, in bounded memory, kept on disk and resumed.
 
 Every `PART` clips are one file in a folder of the cache that is named after all that their features depend on, so nothing is computed
-twice and nothing stale is taken.
+twice and nothing stale is taken. Parts with videos that could not be read are not kept: what was wrong, a package or a disk, can be mended.
 """
 
 from __future__ import annotations
@@ -311,21 +311,21 @@ def _folder(cache: Path, extractor: Extractor, *rest: Any) -> Path:
 
 
 def _load(folder: Path | None, start: int) -> Features | None:
-    """A part of an earlier run; one that cannot be read counts as absent."""
+    """A part of an earlier run; one that cannot be read, or that lacks videos, counts as absent."""
     if folder is None:
         return None
     try:
         with np.load(folder / f"{start:08d}.npz", allow_pickle=False) as stored:
-            bad = tuple(str(message) for message in stored["bad"])
-            return Features(
-                stored["values"], stored["rows"], bad, "", tuple(int(side) for side in stored["clip_shape"])
-            )
+            if len(stored["bad"]):  # of a version that kept these
+                return None
+            shape = tuple(int(side) for side in stored["clip_shape"])
+            return Features(stored["values"], stored["rows"], (), "", shape)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _save(folder: Path | None, start: int, part: Features) -> None:
-    if folder is not None:
+    if folder is not None and not part.bad:
         with media.atomic_path(folder / f"{start:08d}.npz") as temporary:
             np.savez(
                 temporary,
