@@ -36,6 +36,10 @@ from walt.evaluation.environment import available_cores
 from walt.evaluation.i3d import FEWEST_FRAMES
 
 ARRAY_SUFFIXES = (".npz", ".npy")
+MOST_VIDEOS = 2**18
+"""Of one array file: however small they are, each is an object here."""
+MOST_UNPACKED = 1032
+"""Bytes that zip's compression can make of one."""
 Choose = Callable[[int], int]
 """The first frame of a clip, given how many first frames there are to choose from."""
 
@@ -280,14 +284,26 @@ def _failing(message: str) -> Callable[[int | None, Choose], np.ndarray]:
 
 
 def _array_shape(file: Path) -> tuple[int, ...]:
+    """What the header says, if the file can hold it, and memory what is read at once: a video of `.npy`, all of `.npz`."""
     with contextlib.ExitStack() as stack:
         stream: Any = stack.enter_context(file.open("rb"))
-        if file.suffix.lower() == ".npz":
+        size, packed = file.stat().st_size, file.suffix.lower() == ".npz"
+        if packed:
             archive = stack.enter_context(zipfile.ZipFile(stream))
-            stream = stack.enter_context(archive.open(_only_member(archive.namelist())))
+            member = archive.getinfo(_only_member(archive.namelist()))
+            size = min(member.file_size, MOST_UNPACKED * size)
+            stream = stack.enter_context(archive.open(member))
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(stream)[0]
+        shape, _, dtype = read(stream)
+        held = size - stream.tell()
+    announced, videos = math.prod(shape) * dtype.itemsize, shape[0] if len(shape) == 5 else 1
+    if not 0 < announced <= held:
+        raise ValueError(f"its header announces {list(shape)} of {dtype}, {announced:,} bytes, and it holds {held:,}")
+    if videos > MOST_VIDEOS:
+        raise ValueError(f"it holds {videos:,} videos, more than the {MOST_VIDEOS:,} allowed")
+    media.LIMITS.check("it", decoded_megabytes=(announced if packed else announced / videos) / 2**20)
+    return shape
 
 
 def _only_member(names: Sequence[str]) -> str:
