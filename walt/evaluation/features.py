@@ -154,29 +154,24 @@ def extract_features(
             part = _compute(decoding, rows, extractor, shapes, bar)
             parts[place] = part
             _save(folder, rows.start, part)
-            _check_bad([p for p in parts if p is not None], len(mine), title)
+            _check_bad(joined([p for p in parts if p is not None], "").bad, count, title)
     found = [part for part in parts if part is not None]
-    _check_bad(found, len(mine), title)
-    return joined(found, fingerprint) if share.count == 1 else of_all_processes(found, fingerprint)
+    whole = joined(found, fingerprint) if share.count == 1 else of_all_processes(found, fingerprint)
+    _check_bad(whole.bad, count, title)
+    return whole
 
 
 def joined(parts: Sequence[Features], fingerprint: str) -> Features:
-    """All parts as one, in the order of their rows."""
-    usable = [part for part in parts if len(part.rows)]
+    """All parts as one, in the order of their rows; what was wrong with videos in the order of these sentences, whoever met them."""
+    usable, bad = [part for part in parts if len(part.rows)], tuple(sorted(what for part in parts for what in part.bad))
     if not usable:
-        return Features(
-            np.empty((0, 0), np.float32),
-            np.empty(0, np.int64),
-            tuple(message for part in parts for message in part.bad),
-            fingerprint,
-            (),
-        )
+        return Features(np.empty((0, 0), np.float32), np.empty(0, np.int64), bad, fingerprint, ())
     rows = np.concatenate([part.rows for part in usable])
     order = np.argsort(rows, kind="stable")
     return Features(
         np.concatenate([part.values for part in usable])[order],
         rows[order],
-        tuple(message for part in parts for message in part.bad),
+        bad,
         fingerprint,
         usable[0].clip_shape,
     )
@@ -198,8 +193,7 @@ def of_all_processes(mine: Sequence[Features], fingerprint: str = "") -> Feature
     return joined(parts, fingerprint)
 
 
-def _check_bad(parts: Sequence[Features], count: int, title: str) -> None:
-    bad = [message for part in parts for message in part.bad]
+def _check_bad(bad: Sequence[str], count: int, title: str) -> None:
     if len(bad) > max(MOST_BAD * count, 1):
         raise EvaluationError(
             f"{title}: {len(bad)} of {count} videos cannot be used, more than {MOST_BAD:.0%}; the first: {'; '.join(bad[:3])}"
