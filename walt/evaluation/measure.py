@@ -90,6 +90,7 @@ def measure(real: RealStatistics, generated: Features, protocol: Protocol, inter
     figures |= {"bad_real": real.card["real"]["bad"], "bad_generated": list(generated.bad)}
     finished = {
         **real.card,
+        "seed": seed,
         "num_real": len(real.values),
         "num_generated": len(groups[0]),
         "repeats": repeats,
@@ -165,9 +166,7 @@ def _interval(
     if not repeats or min(len(real), len(generated)) * share < 2:
         return None
     repeats = max(repeats, 2)
-    return list(
-        confidence_interval(measure, real, generated, centre=centre, share=share, repeats=repeats, seed=seed)
-    )
+    return list(confidence_interval(measure, real, generated, centre=centre, share=share, repeats=repeats, seed=seed))
 
 
 def _at_infinity(real: np.ndarray, generated: np.ndarray, protocol: Protocol, seed: int) -> float | None:
