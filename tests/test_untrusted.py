@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +152,22 @@ def test_no_template_turns_escaping_off(root: Path) -> None:
 def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
+
+
+def test_the_time_for_json_grows_with_its_length_alone() -> None:
+    """The smallest of several, since others may be at work."""
+
+    def seconds(text: str) -> float:
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            with contextlib.suppress(ValueError):
+                parse_json(text)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    for piece in ('\\"', '"\\', "[]", '{"a"'):
+        assert seconds(piece * 4_000) < 0.1, piece
 
 
 def test_json_is_what_it_says() -> None:

@@ -98,7 +98,8 @@ class Arguments(command.HostArguments):
         "Measure also halves of the real clips, and generated clips with frames shuffled, frozen or noisy.",
         default=False,
     )
-    seed: int = command.flag("Seed of the choice of clips of longer videos, of subsets, and of samples.", default=0)
+    seed: int = command.flag("Seed of the choice of clips of longer videos, and of subsets.", default=0)
+    sampling_seed: int | None = command.flag("Seed of the samples of --checkpoint; default --seed.", default=None)
     json: str | None = command.flag("File to write the result to, as JSON.", default=None)
     report: str | None = command.flag(
         "HTML file to write the figures, the samples and their nearest clips to; with --sensitivity also what the figure reacts to.",
@@ -120,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if arguments.real is None and arguments.checkpoint is None:
         raise command.CommandError("--real is missing: the real clips to measure by")
-    for name in ("num_samples", "prompts", "steps", "guidance", "solver", "reuse"):
+    for name in ("num_samples", "prompts", "steps", "guidance", "solver", "reuse", "sampling_seed"):
         if getattr(arguments, name) is not None and arguments.checkpoint is None:
             raise command.CommandError(f"--{name} is for --checkpoint, whose samples are drawn here")
     if arguments.num_samples is not None and arguments.num_samples < 1:
@@ -230,7 +231,8 @@ def _real(arguments: Arguments) -> str:
 def _sampling(arguments: Arguments) -> Sampling:
     from walt.evaluation.config import Sampling
 
-    return Sampling(arguments.steps, arguments.guidance, arguments.solver, arguments.seed, arguments.reuse)
+    seed = arguments.seed if arguments.sampling_seed is None else arguments.sampling_seed
+    return Sampling(arguments.steps, arguments.guidance, arguments.solver, seed, arguments.reuse)
 
 
 def _print_figures(figures: Mapping[str, Any]) -> None:

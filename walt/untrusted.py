@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
 MAX_NESTING = 64
 """Deepest nesting of objects and lists: far above what our files have, far below where Python's parser gives up."""
-
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -26,12 +23,18 @@ def parse_json(text: str | bytes) -> Any:
       ValueError: the text is no JSON, not UTF-8, or nested more than `MAX_NESTING` deep; NaN and Infinity are no JSON either.
     """
     text = text.decode() if isinstance(text, bytes) else text
-    depth = 0
-    for bracket in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
+    too_deep = ValueError(f"objects and lists are nested more than {MAX_NESTING} deep")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise too_deep from None
+    inside, depth = [value], 0
+    while inside := [one for one in inside if isinstance(one, list | dict)]:
+        depth += 1
         if depth > MAX_NESTING:
-            raise ValueError(f"objects and lists are nested more than {MAX_NESTING} deep")
-    return json.loads(text, parse_constant=_refuse_constant)
+            raise too_deep
+        inside = [one for outer in inside for one in (outer.values() if isinstance(outer, dict) else outer)]
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

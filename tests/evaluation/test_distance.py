@@ -120,6 +120,31 @@ def test_repeats_take_other_generated_clips(network):
     assert any("nine asks for 10 generated clips, these are 7" in warning for warning in few.warnings)
 
 
+def test_intervals_are_about_the_figures_beside_them(network, monkeypatch):
+    """Where the first repeat is another than the mean of all, and where the kernel distance is that of subsets."""
+    monkeypatch.setattr(measure, "KERNEL_SUBSET", 20)
+    whole = measure.kernel_distance
+    sizes = []
+
+    def seen(real, generated, *subsets):
+        sizes.append(len(real) if not subsets or not subsets[0] else 0)
+        return whole(real, generated, *subsets)
+
+    monkeypatch.setattr(measure, "kernel_distance", seen)
+    three = dataclasses.replace(NINE, num_generated=30, repeats=3, subset="first")
+    generated = videos(90, seed=1)
+    for start in (1, 2):  # the second and third repeat are far off
+        generated[start::3] //= 4
+    found = evaluate_videos(videos(60), generated, three, intervals=20)
+    for name in ("fvd", "kvd"):
+        low, high = found.figures[f"{name}_ci"]
+        assert low < found.figures[name] < high
+    assert max(sizes) <= 20
+    first = found.card["of_first_repeat"]
+    assert {"kvd", "precision", "recall"} <= set(first) and not {"fvd", "fvd_std"} & set(first)
+    assert "of_first_repeat" not in evaluate_videos(videos(8), videos(8, seed=1), NINE, intervals=0).card
+
+
 def test_subsets_and_the_limit_are_taken_where_clips_are_many(network, monkeypatch):
     monkeypatch.setattr(measure, "KERNEL_SUBSET", 100)
     real, generated = videos(180), videos(170, seed=1, low=9)
@@ -235,7 +260,6 @@ def test_results_that_were_made_alike_are_set_side_by_side(network, folders, cap
         (("network", "sha256"), "0", r"network\.sha256 is"),
         (("num_generated",), 9, "num_generated is 10 in one and 9 in the other"),
         (("real", "sha256"), "0", r"real\.sha256 is"),
-        (("seed",), 1, "seed is 0 in one and 1 in the other"),
     ):
         unlike = json.loads(json.dumps(changed))
         inner = unlike["card"]
@@ -246,6 +270,7 @@ def test_results_that_were_made_alike_are_set_side_by_side(network, folders, cap
         with pytest.raises(EvaluationError, match=message):
             card.compare((a, b))
     changed["card"]["versions"]["numpy"], changed["card"]["real"]["from"] = "0", "elsewhere"
+    changed["card"]["seed"] = 1  # which chooses no clips here
     b.write_text(json.dumps(changed))
     assert len(card.compare((a, b))) == 2
     del changed["card"]["protocol"]["stride"]
@@ -269,11 +294,36 @@ def test_stored_statistics_stand_for_the_real_clips(network, folders):
         EvaluationError, match=r"made otherwise: protocol\.name is \"tfgan-reference\" in one and \"stylegan"
     ):
         call(folders, f"--real={stored}", protocol="stylegan-v-2048-16f")
-    with pytest.raises(EvaluationError, match="made otherwise: seed is 0 in one and 1"):
-        call(folders, f"--real={stored}", "--seed=1")
+    call(folders, f"--real={stored}", "--seed=1", f"--json={b}")  # which chooses no clips here
+    assert json.loads(b.read_text())["card"]["seed"] == 1
     np.savez(stored, values=np.zeros((3, 400)))
     with pytest.raises(EvaluationError, match=r"real\.npz holds no statistics of real clips"):
         call(folders, f"--real={stored}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "chooses"),
+    [
+        ({"selection": "random"}, True),
+        ({"selection": "first", "subset": "random", "num_real": 9}, True),
+        ({"selection": "first", "subset": "random", "num_generated": 9}, True),
+        ({"selection": "first", "subset": "random"}, False),
+        ({"selection": "first", "subset": "first", "num_real": 9}, False),
+    ],
+)
+def test_seeds_are_compared_where_they_choose_clips(settings, chooses):
+    protocol = dataclasses.replace(NINE, **settings).settings()
+    a, b = ({"protocol": protocol, "seed": seed, "sampled": {"seed": seed}} for seed in (0, 1))
+    assert (card.first_unlike(a, b) == "seed is 0 in one and 1 in the other") is chooses
+    assert card.first_unlike(a, {**a, "sampled": {"seed": 1}}) is None
+
+
+def test_shipped_statistics_are_for_every_seed(network, monkeypatch):
+    shipped = distance.read_real(distance.stored_statistics("atari-heldout"))
+    extractor = Extractor(PROTOCOLS["tfgan-reference"])
+    extractor.checksum, extractor.published = shipped.card["network"]["sha256"], True
+    for seed in (0, 1):
+        assert distance.checked(shipped, extractor, seed) is shipped
 
 
 def test_flags_of_the_command_are_checked(network, folders):

@@ -3,6 +3,7 @@
 The network is replaced by one that is quick: this is about how videos reach it.
 """
 
+import contextlib
 import dataclasses
 import threading
 
@@ -134,9 +135,54 @@ def test_bad_videos_are_named_and_tolerated_up_to_a_share(network, few_in_a_part
     ):
         run(open_footage(tmp_path), extractor)
     monkeypatch.setattr(features, "MOST_BAD", 0.1)
-    for cache in (tmp_path.parent / "cache",) * 2:  # the second time from the cache
-        found = run(open_footage(tmp_path), extractor, cache)
+    cache, kept = tmp_path.parent / "cache", open_footage(tmp_path)
+    for _ in range(2):  # the second time the last four from the cache
+        found = run(kept, extractor, cache)
         assert len(found.values) == 18 and len(found.bad) == 2 and "11.npy has 8 frames" in found.bad[1]
+    assert [file.name for file in cache.rglob("*.npz")] == ["00000016.npz"]
+    # A video that can be read in the end, of the same contents: a decoder was missing, or a disk.
+    mended = Footage(kept.description, [*kept.videos[:7], kept.videos[0], *kept.videos[8:]], kept.fingerprint)
+    assert len(run(mended, extractor, cache).values) == 19
+
+
+def as_processes(monkeypatch, footage, extractor, count=2):
+    """What every process of a job finds, one after the other: first all are asked what they tell, then all are told."""
+    told = {}
+
+    def ask(index):
+        given = []
+
+        def exchanged(mine):
+            given.append(mine)
+            told[index, len(given)] = mine
+            return [told.get((process, len(given)), mine) for process in range(count)]
+
+        monkeypatch.setattr(features, "exchanged", exchanged)
+        share = features.Share(index, count)
+        return extract_features(footage, extractor, random_start=False, seed=0, cache=None, title="real", share=share)
+
+    def first(index):
+        with contextlib.suppress(ValueError):
+            ask(index)
+
+    for index in range(count):
+        first(index)
+    return [ask(index) for index in range(count)]
+
+
+def test_bad_videos_are_the_same_on_one_host_and_on_several(network, few_in_a_part, tmp_path, monkeypatch):
+    for row, video in enumerate(videos(40)):
+        np.save(tmp_path / f"{row:02d}.npy", video)
+    for row in (8, 13):  # one of each of two hosts
+        np.save(tmp_path / f"{row:02d}.npy", videos(1, frames=8)[0])
+    with pytest.raises(EvaluationError, match=r"real: 2 of 40 videos cannot be used, more than 2%; the first: 08"):
+        as_processes(monkeypatch, open_footage(tmp_path), network())
+    monkeypatch.setattr(features, "MOST_BAD", 0.2)
+    for row in (9, 11):
+        np.save(tmp_path / f"{row:02d}.npy", videos(1, frames=8)[0])
+    alone = run(open_footage(tmp_path), network())
+    for found in as_processes(monkeypatch, open_footage(tmp_path), network()):
+        assert found.bad == alone.bad and len(found.bad) == 4 and np.array_equal(found.rows, alone.rows)
 
 
 def test_clips_of_unlike_shapes_are_named(network, few_in_a_part):

@@ -1,6 +1,9 @@
 """Videos of every kind give the clips that are asked for, and what is wrong with one is said."""
 
+import io
+import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from PIL import Image
 
 from walt.data import media
 from walt.data.records import Manifest, RecordWriter, new_dataset, write_manifest
-from walt.evaluation import EvaluationError
+from walt.evaluation import EvaluationError, footage
 from walt.evaluation.footage import checked_frames, of_arrays, open_footage
 
 
@@ -112,6 +115,24 @@ def test_fingerprints_are_of_contents_alone(folder, tmp_path):
     assert of_arrays(videos, "x").fingerprint() != of_arrays(videos + 1, "x").fingerprint()
 
 
+def test_fingerprints_are_of_how_frames_make_videos_and_of_the_order_of_these(tmp_path):
+    for name, lengths in (("even", (16, 16)), ("uneven", (12, 20))):
+        files = iter(counting(32))
+        for folder, length in zip("ab", lengths):
+            (tmp_path / name / folder).mkdir(parents=True)
+            for number in range(length):
+                Image.fromarray(next(files)).save(tmp_path / name / folder / f"{number:02d}.png")
+    assert open_footage(tmp_path / "even").fingerprint() != open_footage(tmp_path / "uneven").fingerprint()
+    # As paths, a/x comes before a-b; as names, a-b before a/x, and that is the order of the videos.
+    for name, places in (("one", ("a/x.npy", "a-b.npy")), ("other", ("c.npy", "b.npy"))):
+        for shift, place in enumerate(places):
+            (tmp_path / name / place).parent.mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / name / place, counting(9) + shift)
+    one, other = open_footage(tmp_path / "one"), open_footage(tmp_path / "other")
+    clips = [[video.clip(None, 1, lambda places: 0).max() for video in footage.videos] for footage in (one, other)]
+    assert clips[0] == clips[1] and one.fingerprint() == other.fingerprint()
+
+
 def test_prepared_sets_are_read_by_split(tmp_path):
     with new_dataset(tmp_path / "set") as folder:
         splits = {}
@@ -154,6 +175,40 @@ def test_what_holds_no_videos_is_named(tmp_path):
         EvaluationError, match=r"real videos must be \[videos, frames, height, width, 3\], got \[9, 4, 4, 3\]"
     ):
         of_arrays(np.zeros((9, 4, 4, 3), np.uint8), "real")
+
+
+def npy(shape, kind="|u1", data=b""):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+def test_headers_that_announce_more_than_there_is_are_refused(tmp_path, monkeypatch):
+    def told(name):
+        (video,) = open_footage(tmp_path).videos
+        (tmp_path / name).unlink()
+        with pytest.raises(media.MediaError, match="^" + re.escape(name) + " cannot be read as arrays: ") as error:
+            video.clip(9, 1, lambda places: 0)
+        return str(error.value)
+
+    many = (300_000, 16, 64, 64, 3)
+    (tmp_path / "a.npy").write_bytes(npy(many))
+    assert told("a.npy").endswith("[300000, 16, 64, 64, 3] of uint8, 58,982,400,000 bytes, and it holds 0")
+    for shape, kind in (((300_000, 0, 4, 4, 3), "|u1"), ((300_000, 9, 4, 4, 3), "|V0")):
+        (tmp_path / "a.npy").write_bytes(npy(shape, kind))
+        assert "0 bytes, and it holds 0" in told("a.npy")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("video.npy", npy(many))
+    assert "and it holds 0" in told("b.npz")
+    monkeypatch.setattr(footage, "MOST_VIDEOS", 3)
+    np.save(tmp_path / "a.npy", np.zeros((4, 9, 2, 2, 3), np.uint8))
+    assert told("a.npy").endswith("it holds 4 videos, more than the 3 allowed")
+    monkeypatch.setattr(media, "LIMITS", media.Limits(decoded_megabytes=1))
+    large = np.zeros((2, 9, 200, 200, 3), np.uint8)  # 1.03 MB each
+    np.savez_compressed(tmp_path / "b.npz", video=large)
+    assert told("b.npz").endswith("it has 2.06 decoded megabytes, more than the 1 allowed.")
+    np.save(tmp_path / "a.npy", large[:, :8])  # 0.9 MB each, and they are read one by one
+    assert len(open_footage(tmp_path).videos) == 2
 
 
 def test_unreadable_files_say_so_when_they_are_read(tmp_path):

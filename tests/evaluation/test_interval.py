@@ -41,6 +41,17 @@ def test_of_a_frechet_distance_is_that_of_its_spread_over_fresh_sets():
     assert low < 2 < high
 
 
+def test_lies_around_the_figure_that_is_given_without_measuring_whole_sets():
+    sizes, x = set(), np.random.default_rng(0).normal(size=(30, 2))
+
+    def seen(real, generated):
+        sizes.add(len(real))
+        return apart(real, generated)
+
+    low, high = confidence_interval(seen, x, x + 1, centre=50.0, repeats=9)
+    assert low < 50 < high and high - low < 10 and sizes == {15}
+
+
 def test_too_few_clips_and_odd_settings_are_refused():
     x = np.random.default_rng(0).normal(size=(3, 2))
     with pytest.raises(EvaluationError, match="subsets of at least 2 clips, got 1"):

@@ -177,6 +177,35 @@ def test_missing_weights_and_clips_end_a_run_before_it_begins(world, monkeypatch
     assert not (world / "none").exists()
 
 
+def test_clips_of_another_shape_than_the_samples_end_a_run_before_it_begins(world, network, tmp_path):
+    entry = {"every": 2, "samples": 4, "protocol": stand_in.NAME}
+    (tmp_path / "real").mkdir()
+    np.save(tmp_path / "real" / "a.npy", np.zeros((4, 6, 16, 16, 3), np.uint8))
+    statistics = tmp_path / "real.npz"
+    footage = open_footage(tmp_path / "real")
+    evaluate_footage(footage, footage, network, intervals=0, save_real=statistics)
+    message = r"evaluators\.look: real clips are \[6, 16, 16, 3\] but samples of this model \[5, 16, 16, 3\]"
+    for real in (tmp_path / "real", statistics):
+        with pytest.raises(EvaluationError, match=message):
+            experiment.train(
+                stage_2(world, {"look": {**entry, "real": str(real)}}), tmp_path / "none", devices=jax.devices()[:1]
+            )
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_seed_of_samples_is_another_than_that_of_clips(trained, tmp_path):
+    paths = [tmp_path / f"{seed}.json" for seed in (0, 1)]
+    for seed, path in enumerate(paths):
+        flags = [f"--protocol={stand_in.NAME}", "--num_samples=4", "--steps=1", f"--json={path}", "--intervals=0"]
+        evaluate.main(
+            ["walt evaluate", f"--checkpoint={trained}", f"--cache={tmp_path}", f"--sampling_seed={seed}", *flags]
+        )
+    found = [result for _, result in card.compare(tuple(paths))]
+    assert [result["card"]["sampled"]["seed"] for result in found] == [0, 1]
+    assert [result["card"]["seed"] for result in found] == [0, 0]
+    assert found[0]["stand_in_distance"] != found[1]["stand_in_distance"]
+
+
 def test_models_that_cannot_be_sampled_and_runs_without_clips_are_refused(trained, world, network):
     real = open_footage(world / "clips")
     for checkpoint, prompts, message in (

@@ -27,6 +27,8 @@ from walt.config import ConfigError, from_json
 from walt.data import caption_files, media, records
 from walt.data.faults import FaultLog
 from walt.data.latents import LatentsFormat, record_field
+from walt.evaluation.clips import EvaluationError
+from walt.evaluation.footage import open_footage
 from walt.generation.bundle import BundleError, read_bundle
 from walt.generation.record import Record, RecordError, parse_record, read_record
 from walt.generation.request import GenerationError
@@ -99,6 +101,32 @@ def read_clip_record(data: bytes, folder: Path) -> None:
     except Exception as error:
         raise records.DatasetError("unreadable") from error
     media.decode_clip(record_field(record, "clip", bytes), (3, 4, 4, 3))
+
+
+def arrays(*, several: bool, packed: bool) -> bytes:
+    file, videos = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (2, 9, 4, 4, 3), np.uint8)
+    save = np.savez if packed else np.save
+    save(file, videos if several else videos[0])
+    return file.getvalue()
+
+
+def read_footage(suffix: str) -> Callable[[bytes, Path], None]:
+    """Clips of a few of the videos that a file of arrays holds."""
+
+    def read(data: bytes, folder: Path) -> None:
+        written(folder / suffix / f"a{suffix}", data)
+        for video in open_footage(folder / suffix).videos[:4]:
+            video.clip(9, 1, lambda places: 0)
+
+    return read
+
+
+def read_member(data: bytes, folder: Path) -> None:
+    """An npz whose member is the input, so that no checksum stands before it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("video.npy", data)
+    read_footage(".npz")(file.getvalue(), folder)
 
 
 def dataset(folder: Path) -> Path:
@@ -388,6 +416,8 @@ def read_metric_log(data: bytes, folder: Path) -> None:
     read_metrics(folder)
 
 
+ARRAYS = tuple(arrays(several=several, packed=False) for several in (False, True))
+NPY = (b"|u1", b"<f8", b"|O", b"|V0", b"(300000, 9, 4, 4, 3)", b"(0,)", b"True", b"\x93NUMPY\x02\x00")
 FAULT = {"step": 1, "row": 0, "slot": 0, "example": 5, "is_image": False, "reason": "r"}
 
 
@@ -403,6 +433,7 @@ def all_readers(folder: Path) -> dict[str, Reader]:
     )
     pieces = Tokenizer.train(["a red ball", "a blue box moves"] * 9, 48).model_bytes
     of_data, of_media = (records.DatasetError,), (media.MediaError,)
+    of_footage = (*of_media, EvaluationError)
     return {
         "latents record": Reader((msgpack.packb(LATENTS),), read_latents, of_data, MSGPACK),
         "clip record": Reader((msgpack.packb({"id": "a", "clip": CLIP}),), read_clip_record, of_data + of_media, MSGPACK),
@@ -425,6 +456,9 @@ def all_readers(folder: Path) -> dict[str, Reader]:
             of_media,
             share=0.5,
         ),
+        "footage.npy": Reader(ARRAYS, read_footage(".npy"), of_footage, tokens=NPY),
+        "footage.npz": Reader((arrays(several=True, packed=True),), read_footage(".npz"), of_footage, tokens=NPY, share=0.5),
+        "footage member": Reader(ARRAYS, read_member, of_footage, tokens=NPY),
         "bundle index": Reader((JSON.encode(INDEX),), read_bundle_index, (BundleError,), JSON),
         "bundle weights": Reader((WEIGHTS,), read_weights, (BundleError,), SAFETENSORS),
         "model config": Reader((JSON.encode(T5),), read_model_config, (ModelFolderError,), JSON, share=0.1),

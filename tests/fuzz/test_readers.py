@@ -16,6 +16,7 @@ from readers import Reader, all_readers
 SECONDS, MEGABYTES = 5, 1024
 NAMES = (
     "latents record", "clip record", "clip", "shard", "manifest", "captions.csv", "captions.jsonl", "captions.txt", "image", "video",
+    "footage.npy", "footage.npz", "footage member",
     "bundle index", "bundle weights", "model config", "model arrays", "model index", "torch legacy", "torch zip", "torch program",
     "tokenizer.json", "tokenizer", "stored config", "stored clock", "checkpoint", "checksums", "config text", "metrics", "record",
     "noted video", "noted picture", "rewriting rules", "storyboard.json", "storyboard.yaml", "skipped records", "skipped batches",

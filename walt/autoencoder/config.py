@@ -94,6 +94,10 @@ class AutoencoderConfig:
             self.latent_channels,
         )
 
+    def clip_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """(t, h, w) in pixels of latents of (t, h, w)."""
+        return 1 + (frames - 1) * self.time_factor, height * self.space_factor, width * self.space_factor
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:

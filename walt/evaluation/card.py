@@ -13,9 +13,17 @@ from walt.evaluation.features import Extractor
 
 VERSION = 2
 PACKAGES = ("walt", "jax", "jaxlib", "numpy", "av", "pillow")
-NOT_COMPARED = ("versions", "intervals", "sampled", "real.from", "protocol.source", "protocol.left_open")
+NOT_COMPARED = (
+    "versions",
+    "intervals",
+    "of_first_repeat",
+    "sampled",
+    "real.from",
+    "protocol.source",
+    "protocol.left_open",
+)
 """Packages may differ, since tests hold their figures together; so may what a folder of the same contents is called, prose, and what made the
-generated videos: to tell that is what figures are compared for."""
+generated videos, the seed of samples too: to tell that is what figures are compared for."""
 
 
 def of_extraction(extractor: Extractor, clip_shape: tuple[int, ...], seed: int) -> dict[str, Any]:
@@ -39,16 +47,29 @@ def versions() -> dict[str, str]:
     return {name: version for name in PACKAGES if (version := package_version(name)) is not None}
 
 
-def first_unlike(a: Any, b: Any, place: str = "") -> str | None:
-    """The first entry in which two cards differ, with both values; `None` for like cards."""
+def first_unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
+    """The first entry in which two cards differ, with both values; `None` for like cards. Seeds may differ where they choose no clips."""
+    chosen = _by_seed(a.get("protocol")) or _by_seed(b.get("protocol"))
+    return _unlike(a, b, NOT_COMPARED if chosen else (*NOT_COMPARED, "seed"))
+
+
+def _by_seed(protocol: Any) -> bool:
+    """Whether the seed chooses clips under a card's protocol: where in a video they begin, or which ones of many; True for a damaged card."""
+    if not isinstance(protocol, Mapping):
+        return True
+    some = any(protocol.get(name) is not None for name in ("num_real", "num_generated"))
+    return protocol.get("selection") != "first" or (protocol.get("subset") != "first" and some)
+
+
+def _unlike(a: Any, b: Any, ignored: tuple[str, ...], place: str = "") -> str | None:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for name in [*a, *(name for name in b if name not in a)]:
             inside = f"{place}.{name}" if place else str(name)
-            if inside in NOT_COMPARED:
+            if inside in ignored:
                 continue
             if name not in a or name not in b:
                 return f"{inside} is in one card alone"
-            if unlike := first_unlike(a[name], b[name], inside):
+            if unlike := _unlike(a[name], b[name], ignored, inside):
                 return unlike
         return None
     return None if a == b else f"{place} is {json.dumps(a)} in one and {json.dumps(b)} in the other"

@@ -1,7 +1,7 @@
 """Features of many videos: decoded by all cores while all devices compute, in bounded memory, kept on disk and resumed.
 
 Every `PART` clips are one file in a folder of the cache that is named after all that their features depend on, so nothing is computed
-twice and nothing stale is taken.
+twice and nothing stale is taken. Parts with videos that could not be read are not kept: what was wrong, a package or a disk, can be mended.
 """
 
 from __future__ import annotations
@@ -154,29 +154,24 @@ def extract_features(
             part = _compute(decoding, rows, extractor, shapes, bar)
             parts[place] = part
             _save(folder, rows.start, part)
-            _check_bad([p for p in parts if p is not None], len(mine), title)
+            _check_bad(joined([p for p in parts if p is not None], "").bad, count, title)
     found = [part for part in parts if part is not None]
-    _check_bad(found, len(mine), title)
-    return joined(found, fingerprint) if share.count == 1 else of_all_processes(found, fingerprint)
+    whole = joined(found, fingerprint) if share.count == 1 else of_all_processes(found, fingerprint)
+    _check_bad(whole.bad, count, title)
+    return whole
 
 
 def joined(parts: Sequence[Features], fingerprint: str) -> Features:
-    """All parts as one, in the order of their rows."""
-    usable = [part for part in parts if len(part.rows)]
+    """All parts as one, in the order of their rows; what was wrong with videos in the order of these sentences, whoever met them."""
+    usable, bad = [part for part in parts if len(part.rows)], tuple(sorted(what for part in parts for what in part.bad))
     if not usable:
-        return Features(
-            np.empty((0, 0), np.float32),
-            np.empty(0, np.int64),
-            tuple(message for part in parts for message in part.bad),
-            fingerprint,
-            (),
-        )
+        return Features(np.empty((0, 0), np.float32), np.empty(0, np.int64), bad, fingerprint, ())
     rows = np.concatenate([part.rows for part in usable])
     order = np.argsort(rows, kind="stable")
     return Features(
         np.concatenate([part.values for part in usable])[order],
         rows[order],
-        tuple(message for part in parts for message in part.bad),
+        bad,
         fingerprint,
         usable[0].clip_shape,
     )
@@ -198,8 +193,7 @@ def of_all_processes(mine: Sequence[Features], fingerprint: str = "") -> Feature
     return joined(parts, fingerprint)
 
 
-def _check_bad(parts: Sequence[Features], count: int, title: str) -> None:
-    bad = [message for part in parts for message in part.bad]
+def _check_bad(bad: Sequence[str], count: int, title: str) -> None:
     if len(bad) > max(MOST_BAD * count, 1):
         raise EvaluationError(
             f"{title}: {len(bad)} of {count} videos cannot be used, more than {MOST_BAD:.0%}; the first: {'; '.join(bad[:3])}"
@@ -311,21 +305,21 @@ def _folder(cache: Path, extractor: Extractor, *rest: Any) -> Path:
 
 
 def _load(folder: Path | None, start: int) -> Features | None:
-    """A part of an earlier run; one that cannot be read counts as absent."""
+    """A part of an earlier run; one that cannot be read, or that lacks videos, counts as absent."""
     if folder is None:
         return None
     try:
         with np.load(folder / f"{start:08d}.npz", allow_pickle=False) as stored:
-            bad = tuple(str(message) for message in stored["bad"])
-            return Features(
-                stored["values"], stored["rows"], bad, "", tuple(int(side) for side in stored["clip_shape"])
-            )
+            if len(stored["bad"]):  # of a version that kept these
+                return None
+            shape = tuple(int(side) for side in stored["clip_shape"])
+            return Features(stored["values"], stored["rows"], (), "", shape)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _save(folder: Path | None, start: int, part: Features) -> None:
-    if folder is not None:
+    if folder is not None and not part.bad:
         with media.atomic_path(folder / f"{start:08d}.npz") as temporary:
             np.savez(
                 temporary,

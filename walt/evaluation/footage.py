@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import re
 import threading
@@ -34,6 +36,10 @@ from walt.evaluation.environment import available_cores
 from walt.evaluation.i3d import FEWEST_FRAMES
 
 ARRAY_SUFFIXES = (".npz", ".npy")
+MOST_VIDEOS = 2**18
+"""Of one array file: however small they are, each is an object here."""
+MOST_UNPACKED = 1032
+"""Bytes that zip's compression can make of one."""
 Choose = Callable[[int], int]
 """The first frame of a clip, given how many first frames there are to choose from."""
 
@@ -133,7 +139,8 @@ def open_footage(path: str | os.PathLike[str], split: str | None = None, stills:
         raise EvaluationError(f"there is no folder of videos at {path}")
     if (path / MANIFEST).is_file():
         return _prepared(path, split)
-    files, frames, videos = [], [], []
+    files: list[Path] = []
+    videos: list[tuple[str, Video, _Contents]] = []
     described = _Captions(path)
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path).as_posix()
@@ -141,12 +148,13 @@ def open_footage(path: str | os.PathLike[str], split: str | None = None, stills:
             continue
         if file.suffix.lower() in media.VIDEO_SUFFIXES:
             files.append(file)
-            videos.append((relative, Video(relative, _from_video_file(file), partial(described, file))))
+            video = Video(relative, _from_video_file(file), partial(described, file))
+            videos.append((relative, video, _Contents([file])))
         elif file.suffix.lower() in ARRAY_SUFFIXES:
             files.append(file)
             videos += [
-                (relative, replace(video, describe=partial(described, file)))
-                for video in _in_array_file(file, relative)
+                (relative, replace(video, describe=partial(described, file)), _Contents([file], row))
+                for row, video in enumerate(_in_array_file(file, relative))
             ]
     beside_videos = {file.parent for file in files}  # where pictures are about the videos
     pictured = {file.parent for file in path.rglob("*") if file.suffix.lower() in media.IMAGE_SUFFIXES}
@@ -155,19 +163,29 @@ def open_footage(path: str | os.PathLike[str], split: str | None = None, stills:
             (file for file in folder.iterdir() if file.suffix.lower() in media.IMAGE_SUFFIXES), key=_by_number
         )
         relative = folder.relative_to(path).as_posix()
-        frames += pictures
         if stills:
             for file in pictures:
                 name = file.relative_to(path).as_posix()
-                videos.append((name, Video(name, _from_pictures([file]), partial(described, file))))
+                video = Video(name, _from_pictures([file]), partial(described, file))
+                videos.append((name, video, _Contents([file])))
             continue
-        videos.append((relative, Video(relative, _from_pictures(pictures), partial(described, folder))))
+        video = Video(relative, _from_pictures(pictures), partial(described, folder))
+        videos.append((relative, video, _Contents(pictures)))
     if not videos:
         raise EvaluationError(
             f"{path} holds no videos ({', '.join((*media.VIDEO_SUFFIXES, *ARRAY_SUFFIXES))} or folders of pictures) and is no prepared data set"
         )
     videos.sort(key=lambda entry: entry[0])
-    return Footage(str(path), [video for _, video in videos], lambda: _of_files(files + frames))
+    contents = [inside for _, _, inside in videos]
+    return Footage(str(path), [video for _, video, _ in videos], lambda: _checksum(contents))
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a video of a folder is made of: files in the order of its frames, and which video it is of a file that may hold several."""
+
+    files: Sequence[Path]
+    row: int = 0
 
 
 class _Captions:
@@ -196,11 +214,13 @@ def _by_number(file: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", file.name)]
 
 
-def _of_files(files: Sequence[Path]) -> str:
-    """A checksum of the contents of all files in their order, and not of their names: copies have the same."""
+def _checksum(videos: Sequence[_Contents]) -> str:
+    """Of the contents of all videos in their order, and not of the names of their files: copies have the same."""
+    files = list(dict.fromkeys(file for video in videos for file in video.files))
     with ThreadPoolExecutor(available_cores()) as pool:
-        checksums = pool.map(file_sha256, files)
-        return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
+        checksums = dict(zip(files, pool.map(file_sha256, files)))
+    told = [[video.row, *(checksums[file] for file in video.files)] for video in videos]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _from_memory(get: Callable[[], np.ndarray]) -> Callable[[int | None, Choose], np.ndarray]:
@@ -264,14 +284,26 @@ def _failing(message: str) -> Callable[[int | None, Choose], np.ndarray]:
 
 
 def _array_shape(file: Path) -> tuple[int, ...]:
+    """What the header says, if the file can hold it, and memory what is read at once: a video of `.npy`, all of `.npz`."""
     with contextlib.ExitStack() as stack:
         stream: Any = stack.enter_context(file.open("rb"))
-        if file.suffix.lower() == ".npz":
+        size, packed = file.stat().st_size, file.suffix.lower() == ".npz"
+        if packed:
             archive = stack.enter_context(zipfile.ZipFile(stream))
-            stream = stack.enter_context(archive.open(_only_member(archive.namelist())))
+            member = archive.getinfo(_only_member(archive.namelist()))
+            size = min(member.file_size, MOST_UNPACKED * size)
+            stream = stack.enter_context(archive.open(member))
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(stream)[0]
+        shape, _, dtype = read(stream)
+        held = size - stream.tell()
+    announced, videos = math.prod(shape) * dtype.itemsize, shape[0] if len(shape) == 5 else 1
+    if not 0 < announced <= held:
+        raise ValueError(f"its header announces {list(shape)} of {dtype}, {announced:,} bytes, and it holds {held:,}")
+    if videos > MOST_VIDEOS:
+        raise ValueError(f"it holds {videos:,} videos, more than the {MOST_VIDEOS:,} allowed")
+    media.LIMITS.check("it", decoded_megabytes=(announced if packed else announced / videos) / 2**20)
+    return shape
 
 
 def _only_member(names: Sequence[str]) -> str:

@@ -19,16 +19,18 @@ def confidence_interval(
     real: Float[np.ndarray, "n d"],
     generated: Float[np.ndarray, "m d"],
     *,
+    centre: float | None = None,
     share: float = 0.5,
     repeats: int = REPEATS,
     level: float = LEVEL,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """An interval of `level` around `measure(real, generated)`, by a bootstrap without replacement (Politis & Romano, 1994).
+    """An interval of `level` around `centre`, by default `measure(real, generated)`, by a bootstrap without replacement (Politis & Romano, 1994).
 
     The usual bootstrap draws clips several times over, which a Fréchet distance takes for a smaller set and nearest neighbours for copies.
     This one measures random subsets of a `share` of both sets, whose figures spread around their mean by sqrt(1 / share - 1) times what
-    whole sets would: by as much, for halves. Their mean, which has the larger bias of small sets, is put at the figure of the whole sets.
+    whole sets would: by as much, for halves. Their mean, which has the larger bias of small sets, is put at the centre: the
+    figure that is reported, which can be another estimate, or the mean over several generated sets.
 
     Raises `EvaluationError` as the measure does, and where a subset would have fewer than two clips.
     """
@@ -49,5 +51,5 @@ def confidence_interval(
     )
     spread = (draws - draws.mean()) / np.sqrt(1 / share - 1)
     low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])
-    whole = measure(real, generated)
-    return float(whole + low), float(whole + high)
+    centre = measure(real, generated) if centre is None else centre
+    return float(centre + low), float(centre + high)

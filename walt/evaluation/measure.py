@@ -64,7 +64,8 @@ class VideoDistance:
 
 @one_blas_thread
 def measure(real: RealStatistics, generated: Features, protocol: Protocol, intervals: int, seed: int) -> VideoDistance:
-    """All figures that a protocol asks for. Raises `EvaluationError` for unlike shapes and for fewer clips than make a figure."""
+    """All figures that a protocol asks for, of the first repeat alone where the card's `of_first_repeat` names them. An interval lies around the
+    figure that it is for; how wide it is, a single repeat says. Raises `EvaluationError` for unlike shapes and for fewer clips than make a figure."""
     shape = tuple(real.card["clip_shape"])
     if generated.clip_shape and generated.clip_shape != shape:
         raise EvaluationError(
@@ -89,11 +90,13 @@ def measure(real: RealStatistics, generated: Features, protocol: Protocol, inter
     figures |= {"bad_real": real.card["real"]["bad"], "bad_generated": list(generated.bad)}
     finished = {
         **real.card,
+        "seed": seed,
         "num_real": len(real.values),
         "num_generated": len(groups[0]),
         "repeats": repeats,
         "kernel": {"subset": KERNEL_SUBSET, "subsets": KERNEL_SUBSETS},
         "neighbours": NEIGHBOURS,
+        **({"of_first_repeat": _of_first_repeat(figures)} if repeats > 1 else {}),
         "intervals": intervals,
         "versions": card.versions(),
     }
@@ -114,11 +117,17 @@ def _distances(
     figures: dict[str, Any] = {distance: float(np.mean(distances))}
     if len(groups) > 1:
         figures[f"{distance}_std"] = float(np.std(distances))
-    figures[f"{distance}_ci"] = _interval(frechet, real, first, intervals, seed)
+    figures[f"{distance}_ci"] = _interval(frechet, real, first, figures[distance], intervals, seed)
     figures[f"{distance}_infinity"] = _at_infinity(real, first, protocol, seed)
     figures[kernel] = kernel_distance(real, first, _subsets(real, first), KERNEL_SUBSET, seed)
-    figures[f"{kernel}_ci"] = _interval(kernel_distance, real, first, intervals, seed, KERNEL_SUBSET)
+    figures[f"{kernel}_ci"] = _interval(kernel_distance, real, first, figures[kernel], intervals, seed, KERNEL_SUBSET)
     return figures | _manifold(real, first, intervals, seed)
+
+
+def _of_first_repeat(figures: Mapping[str, Any]) -> list[str]:
+    """What is not a mean over all repeats, whose names have an `_std` beside them."""
+    numbers = [name for name, value in figures.items() if isinstance(value, float)]
+    return [name for name in numbers if not name.endswith(("_std", "_real")) and f"{name}_std" not in figures]
 
 
 @one_blas_thread
@@ -144,13 +153,20 @@ def _subsets(real: np.ndarray, generated: np.ndarray) -> int:
 
 
 def _interval(
-    measure: Any, real: np.ndarray, generated: np.ndarray, repeats: int, seed: int, most: int | None = None
+    measure: Any,
+    real: np.ndarray,
+    generated: np.ndarray,
+    centre: float,
+    repeats: int,
+    seed: int,
+    most: int | None = None,
 ) -> list[float] | None:
-    """`None` where there are too few clips for one."""
+    """Around `centre`, from subsets of at most `most` clips; `None` where there are too few clips for one."""
     share = min(0.5, most / max(len(real), len(generated))) if most else 0.5
     if not repeats or min(len(real), len(generated)) * share < 2:
         return None
-    return list(confidence_interval(measure, real, generated, share=share, repeats=max(repeats, 2), seed=seed))
+    repeats = max(repeats, 2)
+    return list(confidence_interval(measure, real, generated, centre=centre, share=share, repeats=repeats, seed=seed))
 
 
 def _at_infinity(real: np.ndarray, generated: np.ndarray, protocol: Protocol, seed: int) -> float | None:
@@ -171,7 +187,7 @@ def _manifold(real: np.ndarray, generated: np.ndarray, intervals: int, seed: int
         figures[name] = getattr(whole, name)
         if min(len(real), len(generated)) // 2 > NEIGHBOURS:
             share = lambda x, y: getattr(manifold(x, y), name)  # noqa: B023, E731
-            interval = _interval(share, real, generated, intervals, seed)
+            interval = _interval(share, real, generated, figures[name], intervals, seed)
             most = np.inf if name == "density" else 1.0
             figures[f"{name}_ci"] = interval and [float(np.clip(end, 0, most)) for end in interval]
     return figures

@@ -75,8 +75,9 @@ def footage_of_samples(
     share: Share = ALONE,
     batch: int = BATCH,
 ) -> Footage:
-    """One video for every prompt, of which each process makes its share alone; `sampled` is all that they depend on, as plain JSON values."""
-    made = _Made(sample, range(share.index, len(prompts.texts), share.count), batch)
+    """One video for every prompt, of which each process makes its share, and others where it is asked for them; `sampled` is all that they
+    depend on, as plain JSON values."""
+    made = _Made(sample, [range(start, len(prompts.texts), share.count) for start in range(share.count)], batch)
 
     def read(row: int, span: int | None, choose: Choose) -> np.ndarray:
         return made(row)[:span]
@@ -90,21 +91,23 @@ def footage_of_samples(
 
 
 class _Made:
-    """The videos of a process's share, made by the batch; the latest batches are kept, as many as `MOST_BYTES` hold."""
+    """The videos of all shares, made by the batch of one share; the latest batches are kept, as many as `MOST_BYTES` hold."""
 
-    def __init__(self, sample: SampleFn, mine: range, batch: int):
-        self._sample, self._mine, self._batch = sample, mine, batch
-        self._kept: dict[int, np.ndarray] = {}
+    def __init__(self, sample: SampleFn, shares: Sequence[range], batch: int):
+        self._sample, self._shares, self._batch = sample, shares, batch
+        self._kept: dict[range, np.ndarray] = {}
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, row: int) -> UInt8[np.ndarray, "t h w 3"]:
-        number, place = divmod(self._mine.index(row), self._batch)
+        share = self._shares[row % len(self._shares)]
+        number, place = divmod(share.index(row), self._batch)
+        rows = share[number * self._batch :][: self._batch]
         with self._one_at_a_time:
-            if number not in self._kept:
-                self._kept[number] = self._make(self._mine[number * self._batch :][: self._batch])
+            if rows not in self._kept:
+                self._kept[rows] = self._make(rows)
                 while len(self._kept) > 1 and sum(videos.nbytes for videos in self._kept.values()) > MOST_BYTES:
                     del self._kept[next(iter(self._kept))]
-            return self._kept[number][place]
+            return self._kept[rows][place]
 
     def _make(self, rows: range) -> np.ndarray:
         videos = self._sample(rows)

@@ -19,12 +19,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
+from walt.data import media
 from walt.data.bar import progress_bar
+from walt.data.records import DatasetError
 from walt.evaluation import card, fidelity, networks
 from walt.evaluation.clips import EvaluationError, evenly_spaced
 from walt.evaluation.config import ReconstructionEvaluation, SampleEvaluation
 from walt.evaluation.distance import checked, for_pairs, real_statistics
-from walt.evaluation.features import Extractor, Features, Share, default_cache, of_all_processes
+from walt.evaluation.features import Extractor, Features, Share, clip_of, default_cache, of_all_processes
 from walt.evaluation.footage import Footage
 from walt.evaluation.measure import RealStatistics, VideoDistance, measure
 from walt.evaluation.protocols import PROTOCOLS
@@ -33,6 +35,8 @@ from walt.parallel.processes import exchanged
 from walt.training.state import TrainState
 
 FOLDER = "evaluations"
+TRIED = 16
+"""Real videos, for one that can be read, before a run begins."""
 Reconstruct = Callable[[UInt8[np.ndarray, "n t h w 3"]], UInt8[np.ndarray, "n t h w 3"]]
 
 
@@ -44,6 +48,7 @@ class SampleDistance:
       real: clips, or statistics of them.
       prompts: one for each sample.
       sampler: of a state, what draws samples by their numbers; all processes call that together.
+      size: frames, height and width of these.
       told: what the card is to say of how they are drawn.
       cache: where features of the real clips are kept from one start of the run to the next.
     """
@@ -53,17 +58,43 @@ class SampleDistance:
     real: Footage | RealStatistics
     prompts: Prompts
     sampler: Callable[[TrainState], SampleFn]
+    size: tuple[int, int, int]
     told: Mapping[str, Any]
     workdir: epath.PathLike
     cache: Path = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
         self.every, protocol = self.config.every, PROTOCOLS[self.config.protocol]
-        # Before the run begins: weights that are missing, or statistics that were made otherwise, must not end it hours later.
+        # Before the run begins: missing weights, statistics that were made otherwise or clips of another shape must not end it hours later.
         weights = networks.NETWORKS[protocol.network].read(self.config.weights)
         self._extractor = Extractor(protocol, weights)
         if isinstance(self.real, RealStatistics):
             self.real = checked(self.real, self._extractor, seed=0)
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        """Raises `EvaluationError` for samples that are no clips of the protocol, or other ones than the real clips are."""
+        sample = self._extractor.prepared(np.zeros((*self.size, 3), np.uint8)).shape
+        real = (
+            tuple(self.real.card["clip_shape"])
+            if isinstance(self.real, RealStatistics)
+            else self._first_shape(self.real)
+        )
+        if sample != real:
+            raise EvaluationError(
+                f"evaluators.{self.name}: real clips are {list(real)} but samples of this model {list(sample)}: name real clips of "
+                "that size and length (`real`), or a protocol that brings both to one"
+            )
+
+    def _first_shape(self, real: Footage) -> tuple[int, ...]:
+        """Of the first real clip that can be measured; a few may be damaged."""
+        found: Exception | None = None
+        for row in range(min(len(real), TRIED)):
+            try:
+                return clip_of(real, row, self._extractor.protocol, random_start=False, seed=0).shape
+            except (media.MediaError, DatasetError, EvaluationError) as error:
+                found = found or error
+        raise EvaluationError(f"evaluators.{self.name}: the first {TRIED} real clips cannot be used: {found}")
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
         if not isinstance(self.real, RealStatistics):

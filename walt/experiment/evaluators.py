@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
+from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.task import GENERATOR, AutoencoderTask, latent_statistics_of
 from walt.data.faults import FaultLog, usable
 from walt.data.latents import Latent, LatentsFormat
@@ -23,6 +24,7 @@ from walt.evaluation.watching import Reconstruct, ReconstructionFigures, SampleD
 from walt.experiment.config import AutoencoderExperiment, DiffusionExperiment
 from walt.experiment.measuring import clips_of, sample_fn, told_of_sampler
 from walt.generation.bundle import Bundle, Component
+from walt.generation.parts import config_of
 from walt.generation.pipeline import Pipeline
 from walt.parallel.mesh import mesh_of
 from walt.text.tokenizer import Tokenizer, WordPiece
@@ -137,7 +139,9 @@ def _distance(parts: Parts, name: str, config: SampleEvaluation, split: str, wor
         return sample_fn(parts.pipeline(state), prompts, sampling, config.batch_size)
 
     told = told_of_sampler(sampling.of(experiment.sampler), sampling.seed)
-    return SampleDistance(name, config, _real_clips(config, experiment), prompts, sampler, told, workdir)
+    autoencoder = config_of(AutoencoderConfig, parts.autoencoder.components["autoencoder"].config, "autoencoder")
+    size = autoencoder.clip_size(*experiment.transformer.latent_shape)
+    return SampleDistance(name, config, _real_clips(config, experiment), prompts, sampler, size, told, workdir)
 
 
 def _real_clips(config: SampleEvaluation, experiment: DiffusionExperiment) -> Footage | RealStatistics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,15 @@ def told_of_sampler(sampler: SamplerConfig, seed: int) -> dict[str, Any]:
 
 
 def how_many(protocol: Protocol, asked: int | None, real: Footage | RealStatistics) -> int:
-    """Samples: as many as asked for, or as the protocol takes, or as there are real clips."""
-    if asked is not None:
-        return asked
-    if protocol.num_generated is not None:
-        return protocol.num_generated * protocol.repeats
-    return len(real) if isinstance(real, Footage) else len(real.values)
+    """Samples: as many as asked for, or as there are real clips, and for a protocol that says so no more than it measures."""
+    if (each := protocol.num_generated) is None:
+        return asked or (len(real) if isinstance(real, Footage) else len(real.values))
+    if asked is None:
+        return each * protocol.repeats
+    count = min(asked, each * max(min(protocol.repeats, asked // each), 1))
+    if count < asked:
+        logging.warning("of %d samples %s measures %d: no others are drawn", asked, protocol.name, count)
+    return count
 
 
 def sample_every_label(checkpoint: str, heldout: Clips, count: int | None, sampling: Sampling) -> Clips:

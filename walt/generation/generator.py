@@ -92,9 +92,7 @@ class Generator(Codec):
             self._read_prompts = TextReader(tokenizer, self._generator, self._generator_weights, self.mesh)
         elif self.class_names:
             self._read_prompts = ClassReader(self.class_names)
-        frames, height, width = transformer.latent_shape
-        time, space = self._autoencoder.time_factor, self._autoencoder.space_factor
-        self.video_size = VideoSize(1 + (frames - 1) * time, height * space, width * space)
+        self.video_size = VideoSize(*self._autoencoder.clip_size(*transformer.latent_shape))
         if (factor := transformer.low_resolution) is not None:
             self.low_size = self.video_size._replace(
                 height=self.video_size.height // factor, width=self.video_size.width // factor
