@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from walt.config import ConfigError
-from walt.diffusion.canvas import Canvas
+from walt.diffusion.canvas import Canvas, Course
 from walt.diffusion.configs import SamplerConfig
 from walt.diffusion.parameterisation import Prediction, to_x0_and_noise
 from walt.diffusion.process import NUM_TIMESTEPS, Schedule, over_frames
-from walt.diffusion.solvers import SOLVERS, Estimate, Grid, Point
+from walt.diffusion.solvers import MEMORY, SOLVERS, Estimate, Grid, Point
 
 Denoise = Callable[..., Any]
 KARRAS_RHO = 7.0
@@ -156,7 +156,7 @@ def take_steps(
 
     here = Point(*(values[:-1] for values in grid))
     each = jax.tree.map(lambda values: jnp.asarray(values, dtype), (here, grid.after(), numbers))
-    order, back = _visits(grid, config.visits)
+    order, back = _visits(grid, config.visits, dtype)
     turns = (*jax.tree.map(lambda values: values[order], each), back)
 
     def advance(number: Array, draft: Draft) -> Draft:
@@ -165,6 +165,8 @@ def take_steps(
         )
         fresh = lambda more: row_noise(_folded(keys, number + 1 + more), shape, dtype)  # noqa: E731
         x, previous = draft
+        if MEMORY in own:
+            own = {**own, MEMORY: own[MEMORY] * _remembers(course, back["before"], here.t, x)}
         if config.visits > 1:
             x = back["keep"] * x + back["fresh"] * fresh(GOING_BACK)
         if course is None or course.level is None:
@@ -186,14 +188,23 @@ def take_steps(
     return draft._replace(x=jnp.where(span[1] == config.turns, course.finish(draft.x), draft.x))
 
 
-def _visits(grid: Grid, visits: int) -> tuple[np.ndarray, dict[str, Array]]:
+def _visits(grid: Grid, visits: int, dtype: Any) -> tuple[np.ndarray, dict[str, Array]]:
     """Which step is taken after which, and how x of the time after a step becomes x of the time before it: as the process itself adds noise."""
     keep = grid.alpha[:-1] / grid.alpha[1:]
     fresh = np.sqrt(np.maximum(grid.sigma[:-1] ** 2 - (keep * grid.sigma[1:]) ** 2, 0))
     order = np.repeat(np.arange(len(keep)), visits)
     again = np.arange(len(order)) % visits > 0
-    back = {"keep": np.where(again, keep[order], 1.0), "fresh": np.where(again, fresh[order], 0.0)}
-    return order, {name: jnp.asarray(values, jnp.float32) for name, values in back.items()}
+    before = np.concatenate([grid.t[:1], grid.t[order][:-1]])  # time of the turn before
+    back = {"keep": np.where(again, keep[order], 1.0), "fresh": np.where(again, fresh[order], 0.0), "before": before}
+    return order, {name: jnp.asarray(values, dtype) for name, values in back.items()}
+
+
+def _remembers(course: Course | None, before: Array, now: Array, x: Array) -> Array:
+    """1 for frames whose last estimate was made at the time before; 0 where there is none, or it was made at this very time: of a frame that has waited
+    there, or of a step that is taken again."""
+    if course is None:
+        return (before > now).astype(x.dtype)
+    return over_frames(course.time(before) > course.time(now), x)
 
 
 def _folded(keys: jax.Array, number) -> jax.Array:

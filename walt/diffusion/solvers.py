@@ -52,6 +52,8 @@ class Estimate(NamedTuple):
 
 
 Numbers = dict[str, Any]
+MEMORY = "extrapolation"
+"""The number by which a multistep solver goes on from the last estimate; the sampler makes it 0 for frames that have none of the time before."""
 Evaluate = Callable[[Array, Estimate, Point], tuple[Estimate, Array]]
 Step = Callable[[Evaluate, Array, Estimate, Point, Point, Numbers, Callable[[], Array]], tuple[Array, Estimate]]
 """(evaluate, x, previous estimate, now, after, numbers, fresh noise) to (x at `after`, estimate)."""
@@ -85,11 +87,11 @@ def dpmpp_2m(grid: Grid, schedule: Schedule, config: SamplerConfig) -> tuple[Num
     extrapolation = np.where(np.isfinite(extrapolation), extrapolation, 0.0)
     _, next_alpha, next_sigma = grid.after()
     shrink = next_sigma / grid.sigma[:-1]
-    numbers = {"shrink": shrink, "gain": next_alpha - grid.alpha[:-1] * shrink, "extrapolation": extrapolation}
+    numbers = {"shrink": shrink, "gain": next_alpha - grid.alpha[:-1] * shrink, MEMORY: extrapolation}
 
     def step(evaluate, x, previous, now, after, numbers, noise):
         estimate, _ = evaluate(x, previous, now)
-        ahead = estimate.x0 + numbers["extrapolation"] * (estimate.x0 - previous.x0)
+        ahead = estimate.x0 + numbers[MEMORY] * (estimate.x0 - previous.x0)
         return numbers["shrink"] * x + numbers["gain"] * ahead, estimate
 
     return numbers, step
