@@ -171,17 +171,18 @@ def as_processes(monkeypatch, footage, extractor, count=2):
 
 
 def test_bad_videos_are_the_same_on_one_host_and_on_several(network, few_in_a_part, tmp_path, monkeypatch):
+    extractor = network()
     for row, video in enumerate(videos(40)):
         np.save(tmp_path / f"{row:02d}.npy", video)
     for row in (8, 13):  # one of each of two hosts
         np.save(tmp_path / f"{row:02d}.npy", videos(1, frames=8)[0])
     with pytest.raises(EvaluationError, match=r"real: 2 of 40 videos cannot be used, more than 2%; the first: 08"):
-        as_processes(monkeypatch, open_footage(tmp_path), network())
+        as_processes(monkeypatch, open_footage(tmp_path), extractor)
     monkeypatch.setattr(features, "MOST_BAD", 0.2)
     for row in (9, 11):
         np.save(tmp_path / f"{row:02d}.npy", videos(1, frames=8)[0])
-    alone = run(open_footage(tmp_path), network())
-    for found in as_processes(monkeypatch, open_footage(tmp_path), network()):
+    alone = run(open_footage(tmp_path), extractor)
+    for found in as_processes(monkeypatch, open_footage(tmp_path), extractor):
         assert found.bad == alone.bad and len(found.bad) == 4 and np.array_equal(found.rows, alone.rows)
 
 

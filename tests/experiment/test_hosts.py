@@ -125,15 +125,16 @@ def test_two_processes_evaluate_like_one(data, alone, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_measure_samples_like_one(data, alone, tmp_path):
-    """Each makes its share of the samples and computes its share of the features, and finds what was made before."""
+    """Each makes its share of the samples and computes its share of the features, and finds what was made before; the report shows all."""
     flags = ["--protocol=efficientnet-frames", "--num_samples=9", "--steps=2", "--intervals=0"]
     command = ["-m", "walt.evaluate", f"--real={data / 'clips'}", f"--checkpoint={alone}", *flags]
     results = []
     for run, processes in enumerate((1, 2, 2)):
-        result = tmp_path / f"{run}.json"
+        result, page = tmp_path / f"{run}.json", tmp_path / f"{run}.html"
         cache = f"--cache={tmp_path / str(processes)}"
-        ended = jobs.run([*command, cache, f"--json={result}"], processes)
+        ended = jobs.run([*command, cache, f"--json={result}", f"--report={page}"], processes)
         assert ["Result" in process.output for process in ended] == [True, False][:processes]
+        assert page.read_text().count("data:image") >= 9
         results.append(json.loads(result.read_text()))
     assert results[1] == results[2]
     one, two = (result["efficientnet_distance"] for result in results[:2])

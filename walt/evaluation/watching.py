@@ -74,15 +74,15 @@ class SampleDistance:
 
     def _check_shapes(self) -> None:
         """Raises `EvaluationError` for samples that are no clips of the protocol, or other ones than the real clips are."""
-        sample = self._extractor.prepared(np.zeros((*self.size, 3), np.uint8)).shape
-        real = (
-            tuple(self.real.card["clip_shape"])
-            if isinstance(self.real, RealStatistics)
-            else self._first_shape(self.real)
-        )
-        if sample != real:
+        try:
+            sample = self._extractor.prepared(np.zeros((*self.size, 3), np.uint8)).shape
+        except EvaluationError as error:
+            raise EvaluationError(f"evaluators.{self.name}: samples of this model are too short: {error}") from error
+        real = self.real
+        shape = tuple(real.card["clip_shape"]) if isinstance(real, RealStatistics) else self._first_shape(real)
+        if sample != shape:
             raise EvaluationError(
-                f"evaluators.{self.name}: real clips are {list(real)} but samples of this model {list(sample)}: name real clips of "
+                f"evaluators.{self.name}: real clips are {list(shape)} but samples of this model {list(sample)}: name real clips of "
                 "that size and length (`real`), or a protocol that brings both to one"
             )
 
