@@ -40,6 +40,15 @@ def test_what_does_not_fit_is_refused_with_the_largest_that_does(tiny, tiny_bund
     memory.check_memory(tiny.transformer, tiny.autoencoder, (2, 99, 99, 2), 8, 2, None)
 
 
+def test_a_ring_is_counted_with_all_its_windows(tiny_bundle, monkeypatch):
+    pipeline, asked = Pipeline(tiny_bundle), []
+    monkeypatch.setattr(memory, "check_memory", lambda *arguments: asked.append(arguments[2:5]))
+    ring = pipeline.loop(BALL, seconds=2.0, steps=1)
+    pipeline.generate(BALL, steps=1)
+    (of_ring, *_, windows), (of_video, *_, branches) = asked
+    assert of_ring == of_video and windows == branches * len(ring) // pipeline.time_factor > branches
+
+
 @pytest.mark.parametrize(
     ("shape", "rows", "reuse"),
     [

@@ -198,7 +198,10 @@ class Generator(Codec):
         share = rows if device.platform == "cpu" else rows // batch_shards(self.mesh)  # CPU devices have one memory
         free = memory.available(device)
         parts, reuses = (self._generator.transformer, self._autoencoder), sampler.reuse > 0
-        memory.check_memory(*parts, order.shape, share, branches, free, reuses)
+        seen = order.shape
+        if order.circular:  # through a window at every frame
+            seen, branches = (*parts[0].latent_shape[:1], *seen[1:]), branches * seen[0]
+        memory.check_memory(*parts, seen, share, branches, free, reuses)
         config, weights = self._sized(order.shape[1:3])
         config = config._replace(frames=order.shape[0], circular=order.circular)
         for start in range(0, order.count, rows):
