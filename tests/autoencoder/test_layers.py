@@ -16,7 +16,7 @@ def test_padding_repeats_the_border_in_the_past_only():
     np.testing.assert_array_equal(layers.pad_replicate(row, (1, 1, 4)).ravel(), [0, 0, 1, 2, 2, 2])
 
 
-@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 4, 3), (4, 1, 2), (2, 5, 1)])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (4, 1, 2)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_gradient_of_padding_is_that_of_jax(kernel, causal):
     """Of first and of second order; sides of a single position included."""

@@ -49,6 +49,7 @@ def test_a_plan_has_memory_flops_and_collectives_and_is_printed_and_written(here
     assert set(names.split()) <= set(plan)
 
 
+@pytest.mark.slow
 def test_the_critic_and_the_perceptual_network_are_in_the_step_of_an_autoencoder(here):
     """Lowered, not compiled: that takes minutes."""
     experiment = experiment_of(

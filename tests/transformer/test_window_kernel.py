@@ -109,7 +109,8 @@ def test_kernel_is_attention_written_out_with_gradients(size, norm):
     assert_close(ours, with_gradients(lambda *each: written_out(*each, windows, heads, norm), *given), 3e-5)
 
 
-@settings(max_examples=2, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=6, deadline=None)
 @given(
     counts=st.tuples(*[st.integers(1, 2)] * 3),
     window=st.sampled_from([(1, 2, 8), (2, 1, 8), (1, 1, 16)]),
