@@ -112,6 +112,7 @@ def make_server(studio: Studio, host: str, title: str, uploads: Path) -> uvicorn
     hosts = ["localhost", "127.0.0.1", "[::1]"] if host in LOCAL else ["*"]
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(NoFetching)]
     page = build(studio, title, uploads)
+    page.has_launched = True  # without which Gradio would not check the files of a page that is mounted
     page.queue(default_concurrency_limit=None, api_open=False)  # the studio has a queue of its own
     app = gradio.mount_gradio_app(
         fastapi.FastAPI(middleware=guards, docs_url=None, redoc_url=None, openapi_url=None),
@@ -155,14 +156,13 @@ class NoFetching:
 
 
 class Page(gradio.Blocks):
-    """Takes for an upload what was uploaded, and no other file that a browser names: one that is mounted, not launched, would copy any file of this
-    machine to the uploads, and fetch from other hosts."""
+    """Takes for an upload what was uploaded: no other file that a browser names, and no address, from which Gradio would fetch."""
 
     uploads: Path
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> list[Any]:
         """What functions are called with. Raises `gradio.Error` for a file that is no upload."""
-        if not all(Path(path).resolve().is_relative_to(self.uploads.resolve()) for path in _paths(inputs)):
+        if not all(_within(path, self.uploads) for path in _paths(inputs)):
             raise gradio.Error("a file that was not uploaded is not read", print_exception=False)
         return await super().preprocess_data(block_fn, inputs, *rest, **options)
 
@@ -173,6 +173,11 @@ def _paths(sent: Any) -> Iterator[str]:
         yield str(sent["path"])
     for each in sent.values() if isinstance(sent, dict) else sent if isinstance(sent, list) else ():
         yield from _paths(each)
+
+
+def _within(path: str, folder: Path) -> bool:
+    """Whether that is the absolute path of something in a folder. An address is none, though `https://host/../..` would lead anywhere as a path."""
+    return Path(path).is_absolute() and "\0" not in path and Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def build(studio: Studio, title: str, uploads: Path) -> Any:
