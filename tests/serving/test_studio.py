@@ -48,6 +48,7 @@ BAD = [
     ({"num_frames": -1}, "num_frames must be a positive integer"),
     ({"fps": float("inf")}, "fps must be a number"),
     ({"fps": "fast"}, "fps must be a number"),
+    ({"fps": 0}, "fps must be a number from 1 to 1000, got '0'"),
 ]
 
 
@@ -76,6 +77,8 @@ def files(tmp_path_factory):
     for name, pixels in (("image", video[0]), ("mask", mask)):
         made[name] = folder / f"{name}.png"
         Image.fromarray(pixels).save(made[name])
+    made["slow"] = folder / "slow.mp4"
+    media.write_video(made["slow"], video, 0.05)
     made["broken"] = folder / "broken.mp4"
     made["broken"].write_bytes(b"no video at all")
     return {name: str(path) for name, path in made.items()}
@@ -168,6 +171,11 @@ BAD_FILES = [
     ("storyboard", {"storyboard": f"shots: [{{prompt: {'x' * 201}}}]"}, "at most 200 characters of prompt"),
     ("storyboard", {"storyboard": "shots: [{prompt: x, video: a.mp4}]"}, "shot 0: unknown key 'video'"),
     ("extend", {"video": "video", "seconds": 3}, "at most 12 frames, got a request for 43"),
+    ("extend", {"video": "video", "seconds": 1, "fps": 1}, "at most 12 frames, got a request for 17"),
+    ("edit", {"video": "slow"}, "at most 12 frames, got a request for 1250"),
+    ("predict", {"video": "slow"}, "at most 12 frames, got a request for 1250"),
+    ("stream", {"video": "slow", "num_frames": 5}, "at most 12 frames, got a request for 1250"),
+    ("connect", {"first": "slow", "second": "video"}, "at most 12 frames, got a request for 2500"),
     ("interpolate", {"video": "video", "factor": 2.5}, "factor must be a whole number from 2 to 8, got '2.5'"),
     ("edit", {"video": "video", "strength": 1.5}, "strength must be a number from 0 to 1, got '1.5'"),
     ("extend", {"video": "video", "direction": "up"}, "direction must be one of forward, backward, both"),

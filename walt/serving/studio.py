@@ -109,7 +109,7 @@ class Studio:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         prompts = {"prompt": [text], "prompts": lines or [text], "shots": []}[takes.words]
         record = records.resolve(self.model, prompts, task=task, options=options, inputs=inputs, **settings)
-        self.limits.check(record, expected_frames(takes, record.num_frames, options, inputs, record.fps))
+        self.limits.check(record, expected_frames(takes, record.num_frames, options, inputs, self.model.fps))
         return Request(record, inputs)
 
     def _read(self, task: str, given: Mapping[str, Any]) -> tuple[dict[str, Input], float | None]:
@@ -189,7 +189,7 @@ class Studio:
         return kept
 
 
-NUMBERS = ("guidance", "fps")
+NUMBERS = {"guidance": (0, 1000), "fps": (1, 1000)}
 WHOLE = ("num_frames", "height", "width", "steps", "seed")
 
 
@@ -201,6 +201,7 @@ def _plain(name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
             raise GenerationError(f"{name} must be a whole number, got {str(value)[:40]!r}")
     elif name in NUMBERS:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
-            raise GenerationError(f"{name} must be a number from 0 to 1000, got {str(value)[:40]!r}")
+        low, high = NUMBERS[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise GenerationError(f"{name} must be a number from {low} to {high}, got {str(value)[:40]!r}")
     return value
