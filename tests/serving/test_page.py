@@ -54,7 +54,7 @@ def fields(**values):
 
 def request(studio, **values):
     told = fields(**values)
-    return studio.request(told.pop("task"), told)
+    return studio.request(studio.asked(told.pop("task"), told))
 
 
 def test_a_video_is_made_and_given_out_with_its_record(client, studio):

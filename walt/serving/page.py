@@ -22,9 +22,9 @@ from walt.data import media
 from walt.generation.cascade import Cascade
 from walt.generation.catalogue import INPUTS, OPTIONS, SIZES, TASKS, Option
 from walt.serving import show
-from walt.serving.jobs import Progress, Stopped, Waiting
+from walt.serving.jobs import Stopped, Waiting
 from walt.serving.limits import Limits
-from walt.serving.studio import FRAMES, Studio, Video
+from walt.serving.studio import FRAMES, Preview, Studio, Video
 
 SHOWN = 24
 """Videos in the gallery of one visitor."""
@@ -350,14 +350,14 @@ class Events:
         answer = self._answer
         told = dict(zip(self._names, values))
         try:
-            asked = self._studio.request(told.pop("task"), told)
+            asked = self._studio.asked(told.pop("task"), told)
             yield {
                 answer.status: show.status("Begun; a size that was not asked for before is compiled first"),
                 **self._nothing("…"),
             }
             for news in self._studio.make(_owner(request), asked):
                 if not isinstance(news, Video):
-                    yield self._under_way(news, asked.record.fps)
+                    yield self._under_way(news)
                     continue
                 videos = [news, *videos][:SHOWN]
                 pictures = [(str(each.moving), show.caption(each.record)) for each in videos]
@@ -395,12 +395,13 @@ class Events:
             words = {"visible": words["visible"]}
         return [update(**words), *(told.get(name, update(visible=name in of_task)) for name in TASK_FIELDS)]
 
-    def _under_way(self, news: Waiting | Progress, fps: float) -> dict[Any, Any]:
+    def _under_way(self, news: Waiting | Preview) -> dict[Any, Any]:
         """Where a video is that is not made yet."""
         answer = self._answer
         if isinstance(news, Waiting):
             return {answer.status: show.waiting(news)}
-        return {answer.status: show.progress(news), answer.stage: show.moving(news.preview, fps)}
+        progress, fps = news
+        return {answer.status: show.progress(progress), answer.stage: show.moving(progress.preview, fps)}
 
     def _nothing(self, text: str) -> dict[Any, Any]:
         """A line in place of a video."""
