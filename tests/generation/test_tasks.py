@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from walt.generation import seam
+from walt.generation import clips, seam
 from walt.generation.canvas import begun, blank, held, joined, latent_mask, stacked
+from walt.generation.fit import VideoSize
 from walt.generation.long_tasks import decode_ring, in_place
 from walt.generation.pipeline import Pipeline
 from walt.generation.request import GenerationError
@@ -254,6 +255,20 @@ def test_clips_of_another_size_or_rate_are_converted_and_said(pipeline, capsys):
     assert "26 frames at 25 fps are 13 at 12.5 fps" in lines and "32x64 is scaled and cropped to 16x16" in lines
 
 
+def test_a_slow_clip_is_scaled_before_its_frames_are_repeated(monkeypatch):
+    """At its own size it would take many times its memory."""
+    scaled, filled = [], clips._filled
+    monkeypatch.setattr(clips, "_filled", lambda frame, *size: scaled.append(1) or filled(frame, *size))
+    video = np.random.default_rng(0).integers(0, 256, (3, 32, 64, 3), np.uint8)
+    small = clips.as_clip(video, VideoSize(4, 16, 16))
+    made = clips.as_clip(video, VideoSize(4, 16, 16), clip_fps=0.1, fps=10.0)
+    assert len(made) == 300 and len(scaled) == 6
+    np.testing.assert_array_equal(made[[0, 49, 149, 151, 299]], small[[0, 0, 1, 2, 2]])
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(GenerationError, match="the frame rate of a clip must be positive"):
+            clips.as_clip(video, VideoSize(4, 16, 16), clip_fps=rate, fps=10.0)
+
+
 def test_larger_pictures_and_longer_videos(pipeline):
     assert pipeline.generate(BALL, height=32, width=16).shape == (13, 32, 16, 3)
     video = pipeline.generate([BALL, BOX], num_frames=30)
@@ -274,6 +289,7 @@ def test_larger_pictures_and_longer_videos(pipeline):
         ("inpaint", {"prompt": BALL, "mask": np.zeros((16, 16), bool)}, "nothing to paint"),
         ("inpaint", {"prompt": BALL, "mask": np.full((16, 16), 7)}, "mask must be True"),
         ("extend", {"prompt": BALL, "seconds": 0}, "seconds must be a positive number, got 0"),
+        ("extend", {"prompt": BALL, "seconds": 10**400}, "seconds must be below 1,000,000"),
         ("extend", {"prompt": BALL, "seconds": 1, "direction": "up"}, "direction must be forward, backward or both"),
         ("outpaint", {"prompt": BALL, "height": 8, "width": 32}, "a size larger than the video's 16x16, got 8x32"),
         ("interpolate", {"factor": 1}, "factor must be 2 or more"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,18 +27,26 @@ def as_clip(
       GenerationError: it is no clip.
     """
     check_clip(video, what)
-    if clip_fps is not None and fps is not None and abs(clip_fps - fps) > 0.01 * fps:
-        if not clip_fps > 0:
-            raise GenerationError(f"the frame rate of {what} must be positive, got {clip_fps}")
-        count = max(1, round(len(video) * fps / clip_fps))
+    places = None
+    if clip_fps is not None and fps is not None and (count := converted_length(len(video), clip_fps, fps)) is not None:
         print(f"{what}: {len(video)} frames at {clip_fps:g} fps are {count} at {fps:g} fps, which the model makes")
-        video = video[np.minimum(np.round(np.arange(count) * clip_fps / fps).astype(int), len(video) - 1)]
+        places = np.minimum(np.round(np.arange(count) * clip_fps / fps).astype(int), len(video) - 1)
+        # Each frame once until it is scaled: those of a slow clip are shown many times.
+        used, places = np.unique(places, return_inverse=True)
+        video = video[used]
     if video.shape[1:3] != (size.height, size.width):
         print(
             f"{what}: {video.shape[1]}x{video.shape[2]} is scaled and cropped to {size.height}x{size.width}, which the model makes"
         )
         video = np.stack([_filled(frame, size.height, size.width) for frame in video])
-    return video
+    return video if places is None else video[places]
+
+
+def converted_length(count: int, clip_fps: float, fps: float) -> int | None:
+    """Frames that so many at `clip_fps` are at `fps`; None for rates that are the same."""
+    if not 0 < clip_fps < math.inf:
+        raise GenerationError(f"the frame rate of a clip must be positive, got {clip_fps}")
+    return None if abs(clip_fps - fps) <= 0.01 * fps else max(1, round(count * fps / clip_fps))
 
 
 def check_clip(video: Any, what: str = "video") -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from walt.data import media
 from walt.generation.catalogue import Kind, Option, Task
-from walt.generation.clips import as_picture
+from walt.generation.clips import as_picture, converted_length
 from walt.generation.fit import VideoSize
 from walt.generation.request import GenerationError
 from walt.generation.shots import Storyboard, read_storyboard
@@ -61,11 +61,20 @@ def as_option(name: str, value: Any, option: Option) -> Any:
 
 
 def expected_frames(task: Task, num_frames: int, options: Mapping[str, Any], inputs: Inputs, fps: float) -> int:
-    """How many frames a task will make, as far as that can be told before it is begun."""
+    """The most frames that a task will hold, made or given, as far as that can be told before it is begun; `fps` are those of the model, to which
+    clips are converted."""
+    given = sum(_length(pixels, options.get("clip_fps", fps), fps) for pixels in inputs.values() if _is_clip(pixels))
     if "num_frames" in task.sizes or task.words == "shots":
-        return num_frames
+        return max(num_frames, given)
     added = round(options.get("seconds", 0.0) * fps) * (2 if options.get("direction") == "both" else 1)
-    given = sum(len(pixels) for pixels in inputs.values() if isinstance(pixels, np.ndarray) and pixels.ndim == 4)
     if not given:
         return added or num_frames
     return (given + added - 1) * options.get("factor", 1) + 1
+
+
+def _is_clip(given: Input) -> TypeGuard[np.ndarray]:
+    return isinstance(given, np.ndarray) and given.ndim == 4
+
+
+def _length(clip: np.ndarray, clip_fps: float, fps: float) -> int:
+    return converted_length(len(clip), clip_fps, fps) or len(clip)

@@ -13,7 +13,6 @@ of the clip are decoded from its own. What remains is that the encoder saw a sta
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +34,8 @@ BACKWARD_ROW, BRIDGE_ROW = 2**20, 2**21
 """Windows that are drawn from the same seed for different ends are numbered from these on."""
 
 MOST_TURNS = 16
+LONGEST = 10**6
+"""Seconds that a video may be asked for, or a shot of a storyboard."""
 
 
 def extend(
@@ -187,8 +188,10 @@ def in_place(pipeline: Pipeline, video: Clip, latent_frames: int, before: Clip) 
 
 def check_seconds(pipeline: Pipeline, seconds: Any) -> int:
     """The pictures of that time, at least one."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
         raise GenerationError(f"seconds must be a positive number, got {seconds!r}")
+    if seconds >= LONGEST:
+        raise GenerationError(f"seconds must be below {LONGEST:,}")
     return max(1, round(seconds * pipeline.fps))
 
 

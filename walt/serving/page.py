@@ -22,9 +22,9 @@ from walt.data import media
 from walt.generation.cascade import Cascade
 from walt.generation.catalogue import INPUTS, OPTIONS, SIZES, TASKS, Option
 from walt.serving import show
-from walt.serving.jobs import Progress, Stopped, Waiting
+from walt.serving.jobs import Stopped, Waiting
 from walt.serving.limits import Limits
-from walt.serving.studio import FRAMES, Studio, Video
+from walt.serving.studio import FRAMES, Preview, Studio, Video
 
 SHOWN = 24
 """Videos in the gallery of one visitor."""
@@ -112,6 +112,7 @@ def make_server(studio: Studio, host: str, title: str, uploads: Path) -> uvicorn
     hosts = ["localhost", "127.0.0.1", "[::1]"] if host in LOCAL else ["*"]
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(NoFetching)]
     page = build(studio, title, uploads)
+    page.has_launched = True  # without which Gradio would not check the files of a page that is mounted
     page.queue(default_concurrency_limit=None, api_open=False)  # the studio has a queue of its own
     app = gradio.mount_gradio_app(
         fastapi.FastAPI(middleware=guards, docs_url=None, redoc_url=None, openapi_url=None),
@@ -155,14 +156,13 @@ class NoFetching:
 
 
 class Page(gradio.Blocks):
-    """Takes for an upload what was uploaded, and no other file that a browser names: one that is mounted, not launched, would copy any file of this
-    machine to the uploads, and fetch from other hosts."""
+    """Takes for an upload what was uploaded: no other file that a browser names, and no address, from which Gradio would fetch."""
 
     uploads: Path
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> list[Any]:
         """What functions are called with. Raises `gradio.Error` for a file that is no upload."""
-        if not all(Path(path).resolve().is_relative_to(self.uploads.resolve()) for path in _paths(inputs)):
+        if not all(_within(path, self.uploads) for path in _paths(inputs)):
             raise gradio.Error("a file that was not uploaded is not read", print_exception=False)
         return await super().preprocess_data(block_fn, inputs, *rest, **options)
 
@@ -173,6 +173,11 @@ def _paths(sent: Any) -> Iterator[str]:
         yield str(sent["path"])
     for each in sent.values() if isinstance(sent, dict) else sent if isinstance(sent, list) else ():
         yield from _paths(each)
+
+
+def _within(path: str, folder: Path) -> bool:
+    """Whether that is the absolute path of something in a folder. An address is none, though `https://host/../..` would lead anywhere as a path."""
+    return Path(path).is_absolute() and "\0" not in path and Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def build(studio: Studio, title: str, uploads: Path) -> Any:
@@ -345,14 +350,14 @@ class Events:
         answer = self._answer
         told = dict(zip(self._names, values))
         try:
-            asked = self._studio.request(told.pop("task"), told)
+            asked = self._studio.asked(told.pop("task"), told)
             yield {
                 answer.status: show.status("Begun; a size that was not asked for before is compiled first"),
                 **self._nothing("…"),
             }
             for news in self._studio.make(_owner(request), asked):
                 if not isinstance(news, Video):
-                    yield self._under_way(news, asked.record.fps)
+                    yield self._under_way(news)
                     continue
                 videos = [news, *videos][:SHOWN]
                 pictures = [(str(each.moving), show.caption(each.record)) for each in videos]
@@ -390,12 +395,13 @@ class Events:
             words = {"visible": words["visible"]}
         return [update(**words), *(told.get(name, update(visible=name in of_task)) for name in TASK_FIELDS)]
 
-    def _under_way(self, news: Waiting | Progress, fps: float) -> dict[Any, Any]:
+    def _under_way(self, news: Waiting | Preview) -> dict[Any, Any]:
         """Where a video is that is not made yet."""
         answer = self._answer
         if isinstance(news, Waiting):
             return {answer.status: show.waiting(news)}
-        return {answer.status: show.progress(news), answer.stage: show.moving(news.preview, fps)}
+        progress, fps = news
+        return {answer.status: show.progress(progress), answer.stage: show.moving(progress.preview, fps)}
 
     def _nothing(self, text: str) -> dict[Any, Any]:
         """A line in place of a video."""

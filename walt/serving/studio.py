@@ -38,11 +38,37 @@ FRAMES = "frames"
 NEEDED = {"pictures": "pictures", "storyboard": "its shots, as JSON or YAML"}
 
 
+class Asked(NamedTuple):
+    """What a browser asks for, as far as it can be known before its files are read.
+
+    Attributes:
+      task: its name.
+      files: by input, that of an image, mask or video, or of each picture by its frame.
+      held: inputs that are no files: storyboards.
+      prompts: what the model reads.
+      options, settings: what `walt.generation.record.resolve` takes.
+    """
+
+    task: str
+    files: Mapping[str, str | Mapping[int, str]]
+    held: Inputs
+    prompts: list[str]
+    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
 class Request(NamedTuple):
     """What is asked for, and what goes with it."""
 
     record: Record
     inputs: Inputs
+
+
+class Preview(NamedTuple):
+    """Where sampling is, and at how many frames per second what it shows is played."""
+
+    progress: Progress
+    fps: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +101,8 @@ class Studio:
         self._kept: deque[Video] = deque()
         self._keeping = threading.Lock()
 
-    def request(self, task: Any, values: Mapping[str, Any]) -> Request:
-        """What a browser asks for.
+    def asked(self, task: Any, values: Mapping[str, Any]) -> Asked:
+        """What a browser asks for. No file is opened.
 
         Args:
           task: its name.
@@ -85,52 +111,67 @@ class Studio:
             go with `keyframes`, a list of files, are in `frames`, numbers with commas between them; a `storyboard` is a text.
 
         Raises:
-          GenerationError: it cannot be done, or is more than the limits allow.
-          MediaError: a file cannot be read, or is more than the limits allow.
+          GenerationError: there is no such task, or something is missing or of another kind.
         """
         if not isinstance(task, str) or task not in TASKS:
             raise GenerationError(f"there is no task {task!r}{nearest(str(task), TASKS)}")
         takes, told = TASKS[task], {name: value for name, value in values.items() if value not in (None, "")}
         if told.get("fps") == self.model.fps:  # what the page shows at first: some tasks make another rate of it
             told.pop("fps")
-        inputs, rate = self._read(task, {name: told.pop(name) for name in (*INPUTS, FRAMES) if name in told})
+        given = {name: told.pop(name) for name in (*INPUTS, FRAMES) if name in told}
+        files: dict[str, str | Mapping[int, str]] = {}
+        held: dict[str, Input] = {}
+        for name, kind in takes.inputs.items():
+            if name not in given:
+                if name not in takes.optional:
+                    raise GenerationError(f"{task} needs {NEEDED.get(kind, 'a file')}: {name.replace('_', ' ')}")
+            elif kind == "storyboard":
+                held[name] = self._storyboard(str(given[name]))
+            else:
+                files[name] = self._placed(given[name], given.get(FRAMES)) if kind == "pictures" else str(given[name])
         options = {name: told.pop(name) for name in OPTIONS if name in told}
         options = {
             name: as_option(name, value, takes.options[name])
             for name, value in options.items()
             if name in takes.options
         }
-        if takes.clip_fps and rate is not None:
-            options["clip_fps"] = rate
         settings = {
             name: _plain(name, value) for name, value in told.items() if name not in SIZES or name in takes.sizes
         }
         text = str(settings.pop("prompt", ""))
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         prompts = {"prompt": [text], "prompts": lines or [text], "shots": []}[takes.words]
-        record = records.resolve(self.model, prompts, task=task, options=options, inputs=inputs, **settings)
-        self.limits.check(record, expected_frames(takes, record.num_frames, options, inputs, record.fps))
+        return Asked(task, files, held, prompts, options, settings)
+
+    def request(self, asked: Asked) -> Request:
+        """It with its files, which are held in memory from here on.
+
+        Raises:
+          GenerationError: it cannot be done, or is more than the limits allow.
+          MediaError: a file cannot be read, or is more than the limits allow.
+        """
+        takes, options = TASKS[asked.task], dict(asked.options)
+        files, rate = self._read(asked)
+        inputs = {**asked.held, **files}
+        if takes.clip_fps and rate is not None:
+            options["clip_fps"] = rate
+        record = records.resolve(
+            self.model, asked.prompts, task=asked.task, options=options, inputs=inputs, **asked.settings
+        )
+        self.limits.check(record, expected_frames(takes, record.num_frames, options, inputs, self.model.fps))
         return Request(record, inputs)
 
-    def _read(self, task: str, given: Mapping[str, Any]) -> tuple[dict[str, Input], float | None]:
-        """What a task takes of what is given, and frames per second of the first video."""
-        takes, size = TASKS[task], self.model.stages[-1].check_size()
+    def _read(self, asked: Asked) -> tuple[dict[str, Input], float | None]:
+        """What is in the files, and frames per second of the first video."""
+        size = self.model.stages[-1].check_size()
         inputs: dict[str, Input] = {}
         rates: list[float | None] = []
-        for name, kind in takes.inputs.items():
-            if name not in given:
-                if name not in takes.optional:
-                    raise GenerationError(f"{task} needs {NEEDED.get(kind, 'a file')}: {name.replace('_', ' ')}")
-                continue
-            if kind == "storyboard":
-                inputs[name] = self._storyboard(str(given[name]))
-                continue
-            source = self._placed(given[name], given.get(FRAMES)) if kind == "pictures" else str(given[name])
+        for name, source in asked.files.items():
             try:
-                inputs[name], rate = read_input(kind, source, size, self.limits.files)
+                inputs[name], rate = read_input(TASKS[asked.task].inputs[name], source, size, self.limits.files)
             except media.MediaError as error:  # whose message names a folder of this machine
                 text = str(error)
-                for path in source.values() if isinstance(source, dict) else [source]:
+                for path in [source] if isinstance(source, str) else source.values():
                     text = text.replace(path, Path(path).name)
                 raise media.MediaError(text) from error
             rates.append(rate)
@@ -164,12 +205,29 @@ class Studio:
             )
         return placed
 
-    def make(self, owner: str, request: Request) -> Iterator[Waiting | Progress | Video]:
-        """Yields where sampling is, and at last the video. Raises as `Jobs.run` does."""
-        record, inputs = request
-        every = max(1, -(-record.steps // PREVIEWS))
-        for news in self._jobs.run(owner, lambda: records.generate(self.model, record, inputs), every):
-            yield self._keep(news.result[0], record.sized(news.result)) if isinstance(news, Done) else news
+    def make(self, owner: str, asked: Asked) -> Iterator[Waiting | Preview | Video]:
+        """Yields where sampling is, and at last the video. Files are read when its turn has come, so that what waits holds no memory.
+
+        Raises as `Jobs.run` and `request` do.
+        """
+        if not asked.files:
+            self.request(asked)  # what cannot be need not wait to be told so
+        every = max(1, -(-asked.settings.get("steps", self.model.stages[0].sampler.steps) // PREVIEWS))
+        begun: list[Record] = []
+
+        def work() -> UInt8[np.ndarray, "n t h w 3"]:
+            record, inputs = self.request(asked)
+            begun.append(record)
+            return records.generate(self.model, record, inputs)
+
+        for news in self._jobs.run(owner, work, every):
+            match news:
+                case Waiting():
+                    yield news
+                case Progress():
+                    yield Preview(news, begun[0].fps)
+                case Done():
+                    yield self._keep(news.result[0], begun[0].sized(news.result))
 
     def stop(self, owner: str | None = None) -> bool:
         """Stops what an owner has asked for, or everybody; whether there was anything."""
@@ -189,7 +247,7 @@ class Studio:
         return kept
 
 
-NUMBERS = ("guidance", "fps")
+NUMBERS = {"guidance": (0, 1000), "fps": (1, 1000)}
 WHOLE = ("num_frames", "height", "width", "steps", "seed")
 
 
@@ -201,6 +259,7 @@ def _plain(name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
             raise GenerationError(f"{name} must be a whole number, got {str(value)[:40]!r}")
     elif name in NUMBERS:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
-            raise GenerationError(f"{name} must be a number from 0 to 1000, got {str(value)[:40]!r}")
+        low, high = NUMBERS[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise GenerationError(f"{name} must be a number from {low} to {high}, got {str(value)[:40]!r}")
     return value
