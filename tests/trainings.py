@@ -39,7 +39,9 @@ def arrays(workdir, step=None):
     for item in ("weights", "training"):
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             stored = ocp.PyTreeCheckpointHandler().metadata(folder / item).tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)  # whatever devices it had
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored
+            )  # whatever devices it had
             tree = checkpointer.restore(folder / item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -277,6 +277,12 @@ def test_larger_pictures_and_longer_videos(pipeline):
         ("extend", {"prompt": BALL, "seconds": 1, "direction": "up"}, "direction must be forward, backward or both"),
         ("outpaint", {"prompt": BALL, "height": 8, "width": 32}, "a size larger than the video's 16x16, got 8x32"),
         ("interpolate", {"factor": 1}, "factor must be 2 or more"),
+        ("predict", {"prompt": BALL, "num_frames": 1}, "num_frames must be more than the 5 .* got 1"),
+        (
+            "predict",
+            {"prompt": BALL, "num_frames": 3, "keep_pixels": True},
+            "num_frames must be more than the 5 .* got 3",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_named(pipeline, clip, task, arguments, message):

@@ -54,6 +54,10 @@ def predict(
     video = as_clip(video, size, clip_fps=clip_fps, fps=pipeline.fps)
     length = context_length(pipeline)
     known = video[-length:] if len(video) >= length else video[-1:]
+    if size.frames <= len(known):
+        raise GenerationError(
+            f"num_frames must be more than the {len(known)} that predict is given of the video, got {size.frames}"
+        )
     latents = held(pipeline.encode(known))
     canvas = joined(latents, blank((pipeline.latent_frames(size.frames) - latents.frames, *latents.known.shape[1:])))
     made = paint_whole(pipeline, canvas, prompt, Sampling(**sampling))[: size.frames]
