@@ -191,6 +191,19 @@ def test_a_storyboard(pipeline, clip, tmp_path):
     assert close(pipeline.storyboard(file)[:1], pipeline.reconstruct(clip[3:4]))
 
 
+def test_no_two_windows_of_a_shot_and_its_morph_are_drawn_from_the_same_row(pipeline, monkeypatch):
+    rows, paint = [], pipeline.paint
+
+    def noted(prompt, canvas, sampling, *, row=0, **told):
+        rows.append((sampling.seed, row))
+        return paint(prompt, canvas, sampling, row=row, **told)
+
+    monkeypatch.setattr(pipeline, "paint", noted)
+    morph = Shot(BOX, num_frames=20, transition="morph", transition_seconds=2.0)
+    pipeline.storyboard(Storyboard((Shot(BALL, num_frames=9), morph)))
+    assert len(rows) >= 5 and len(set(rows)) == len(rows)
+
+
 @pytest.mark.parametrize(
     ("shots", "message"),
     [
@@ -260,6 +273,8 @@ def test_larger_pictures_and_longer_videos(pipeline):
     assert video.shape == (2, 30, 16, 16, 3)
     assert close(video[1], pipeline.generate(BOX, num_frames=30, numbers=[1]))
     assert pipeline.generate(BALL, num_frames=1).shape == (1, 16, 16, 3)
+    with pytest.raises(GenerationError, match="0 to 524,287 for each of 1 videos longer than a window"):
+        pipeline.generate(BALL, num_frames=30, numbers=[2**19])
 
 
 @pytest.mark.parametrize(
