@@ -196,6 +196,11 @@ TOLD = {
     "storyboard": (["--storyboard={}/plain.json"], False, (7 + 4 + 5, set(), {})),
     "storyboard with pictures": (["--storyboard={}/pictures.json"], True, (16, {"storyboard.1"}, {})),
     "loop": (["--video={}/in.mp4", "--seconds=0.3"], True, (4 + 4, {"video"}, {"seconds": 0.3, "clip_fps": 25.0})),
+    "interpolate": (
+        ["--video={}/in.mp4", "--factor=2"],
+        True,
+        (7, {"video"}, {"factor": 2, "clip_fps": 25.0}),
+    ),
     "animate": (["--image={}/a.png", "--visits=2"], True, (9, {"image"}, {"visits": 2})),
 }
 

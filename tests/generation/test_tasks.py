@@ -267,6 +267,16 @@ def test_clips_of_another_size_or_rate_are_converted_and_said(pipeline, capsys):
     assert "26 frames at 25 fps are 13 at 12.5 fps" in lines and "32x64 is scaled and cropped to 16x16" in lines
 
 
+def test_clips_of_another_rate_are_converted_before_they_are_mixed_or_framed(pipeline, clip):
+    between = pipeline.interpolate(clip[:10], 2, clip_fps=25.0)
+    assert between.shape == (9, 16, 16, 3)
+    np.testing.assert_array_equal(between[::2], clip[:10:2])
+    wide = pipeline.outpaint(clip[:10], 16, 32, BALL, clip_fps=25.0, keep_pixels=True)
+    np.testing.assert_array_equal(wide[:, :, 8:24], clip[:10:2])
+    with pytest.raises(GenerationError, match="at least 2 frames at 12.5 fps, got 1"):
+        pipeline.interpolate(clip[:2], 2, clip_fps=25.0)
+
+
 def test_larger_pictures_and_longer_videos(pipeline):
     assert pipeline.generate(BALL, height=32, width=16).shape == (13, 32, 16, 3)
     video = pipeline.generate([BALL, BOX], num_frames=30)

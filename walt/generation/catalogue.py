@@ -131,11 +131,18 @@ TASKS: Mapping[str, Task] = {
         options=KEEP | SAMPLING,
         clip_fps=True,
     ),
-    "outpaint": Task("a video with more around it", VIDEO, options=KEEP | SAMPLING, sizes=("height", "width")),
+    "outpaint": Task(
+        "a video with more around it",
+        VIDEO,
+        options=KEEP | SAMPLING,
+        sizes=("height", "width"),
+        clip_fps=True,
+    ),
     "interpolate": Task(
         "a video with more frames per second",
         VIDEO,
         options={"factor": Option("Times as many frames", 2, 2, 8), **STRENGTH, **SAMPLING},
+        clip_fps=True,
         faster="factor",
     ),
     "stream": Task(
