@@ -273,7 +273,7 @@ def test_clips_of_another_rate_are_converted_before_they_are_mixed_or_framed(pip
     np.testing.assert_array_equal(between[::2], clip[:10:2])
     wide = pipeline.outpaint(clip[:10], 16, 32, BALL, clip_fps=25.0, keep_pixels=True)
     np.testing.assert_array_equal(wide[:, :, 8:24], clip[:10:2])
-    with pytest.raises(GenerationError, match="at least 2 frames at 12.5 fps, got 1"):
+    with pytest.raises(GenerationError, match=r"at least 2 frames at 12\.5 fps, got 1"):
         pipeline.interpolate(clip[:2], 2, clip_fps=25.0)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["image", "video", "mask", "pictures", "storyboard"]
 
@@ -58,6 +58,10 @@ class Task:
     seconds: float | None = None
     clip_fps: bool = False
     faster: str = ""
+
+    def speed(self, options: Mapping[str, Any]) -> float:
+        """By how much frames per second are multiplied."""
+        return float(options.get(self.faster, self.options[self.faster].default)) if self.faster else 1.0
 
 
 SIZES = ("num_frames", "height", "width")
