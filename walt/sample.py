@@ -157,10 +157,6 @@ def main(argv: Sequence[str]) -> None:
         print(f"{checkpoint}: {pipeline.describe()}")
     inputs, clip_fps = read_inputs(arguments, model, like)
     record = resolve(arguments, prompts, like, model, inputs, clip_fps)
-    if like is not None:
-        for name in sorted(record.inputs.keys() & like.inputs.keys()):
-            if record.inputs[name] != like.inputs[name]:
-                print(f"{name} is another than the one that {arguments.like} was made with")
     start = time.monotonic()
     record, written = make(model, record, inputs, arguments, output)
     if jax.process_index() > 0:
@@ -292,7 +288,14 @@ def resolve(
     if like is not None:
         if not arguments.other_model:
             like.check_models(str(arguments.like), model)
-        told = like.settings() | told | ({"options": {**like.options, **options}} if options or like.options else {})
+        others = like.others(str(arguments.like), inputs)
+        for line in others:
+            print(line)
+        if not others:
+            options.pop("clip_fps", None)  # which it remembers, or was made without
+        remembered = like.settings()
+        remembered["fps"] *= takes.speed({**like.options, **options}) / takes.speed(like.options)
+        told = remembered | told | ({"options": {**like.options, **options}} if options or like.options else {})
         if not prompts:
             prompts = like.prompts if takes.words != "shots" else ()
             return records.resolve(model, prompts, given=like.given, rewriter=like.rewriter, **told)

@@ -163,6 +163,39 @@ def test_tasks_take_their_files(tmp_path, checkpoint, capsys):
             run(checkpoint, f"--like={out}", f"--output={again}", *flags)
 
 
+def test_like_says_which_inputs_are_others(longer, files, capsys):
+    out, again = files / "out.mp4", files / "again.mp4"
+    told = [longer, f"--prompt={BALL}", "--steps=1", f"--output={out}"]
+    run(*told, "--task=keyframes", f"--keyframes=0:{files}/a.png,8:{files}/b.png")
+    run(longer, f"--like={out}", f"--keyframes=0:{files}/a.png,4:{files}/b.png", f"--output={again}")
+    lines = capsys.readouterr().out
+    assert f"{out} was made with keyframes.8, which is not given" in lines
+    assert f"{out} was made without keyframes.4, which is given" in lines
+    run(longer, "--task=storyboard", f"--storyboard={files}/plain.json", "--steps=1", f"--output={out}")
+    other = files / "other.json"
+    other.write_text((files / "plain.json").read_text().replace(BOX, BALL))
+    run(longer, f"--like={out}", f"--storyboard={other}", f"--output={again}")
+    assert f"the storyboard has other shots than the one that {out} was made with" in capsys.readouterr().out
+
+
+def test_another_factor_makes_another_rate(longer, files):
+    out, again, video = files / "out.mp4", files / "again.mp4", f"--video={files}/in.mp4"
+    run(longer, "--task=interpolate", video, "--factor=2", f"--prompt={BALL}", "--steps=1", f"--output={out}")
+    assert read_record(out).fps == 25.0
+    run(longer, f"--like={out}", video, "--factor=4", f"--output={again}")
+    assert (read_record(again).fps, read_record(again).num_frames) == (50.0, 13)
+
+
+def test_like_repeats_what_was_made_without_a_rate(longer, files):
+    """Files of older versions, whose clips were taken as they were."""
+    out, again, video = files / "out.mp4", files / "again.mp4", f"--video={files}/in.mp4"
+    run(longer, "--task=interpolate", video, "--factor=2", f"--prompt={BALL}", "--steps=1", f"--output={out}")
+    record = dataclasses.replace(read_record(out), options={"factor": 2})
+    media.write_video(out, np.zeros((17, 16, 16, 3), np.uint8), 25.0, note=record.to_json())
+    run(longer, f"--like={out}", video, f"--output={again}")
+    assert read_record(again).options == {"factor": 2} and read_record(again).num_frames == 17
+
+
 @pytest.fixture(scope="module")
 def longer(tiny, tiny_bundle, tmp_path_factory):
     """A model of three latent frames, 9 pictures, which can make transitions."""
@@ -196,6 +229,11 @@ TOLD = {
     "storyboard": (["--storyboard={}/plain.json"], False, (7 + 4 + 5, set(), {})),
     "storyboard with pictures": (["--storyboard={}/pictures.json"], True, (16, {"storyboard.1"}, {})),
     "loop": (["--video={}/in.mp4", "--seconds=0.3"], True, (4 + 4, {"video"}, {"seconds": 0.3, "clip_fps": 25.0})),
+    "interpolate": (
+        ["--video={}/in.mp4", "--factor=2"],
+        True,
+        (7, {"video"}, {"factor": 2, "clip_fps": 25.0}),
+    ),
     "animate": (["--image={}/a.png", "--visits=2"], True, (9, {"image"}, {"visits": 2})),
 }
 

@@ -192,6 +192,19 @@ def test_a_storyboard(pipeline, clip, tmp_path):
     assert close(pipeline.storyboard(file)[:1], pipeline.reconstruct(clip[3:4]))
 
 
+def test_no_two_windows_of_a_shot_and_its_morph_are_drawn_from_the_same_row(pipeline, monkeypatch):
+    rows, paint = [], pipeline.paint
+
+    def noted(prompt, canvas, sampling, *, row=0, **told):
+        rows.append((sampling.seed, row))
+        return paint(prompt, canvas, sampling, row=row, **told)
+
+    monkeypatch.setattr(pipeline, "paint", noted)
+    morph = Shot(BOX, num_frames=20, transition="morph", transition_seconds=2.0)
+    pipeline.storyboard(Storyboard((Shot(BALL, num_frames=9), morph)))
+    assert len(rows) >= 5 and len(set(rows)) == len(rows)
+
+
 @pytest.mark.parametrize(
     ("shots", "message"),
     [
@@ -269,12 +282,24 @@ def test_a_slow_clip_is_scaled_before_its_frames_are_repeated(monkeypatch):
             clips.as_clip(video, VideoSize(4, 16, 16), clip_fps=rate, fps=10.0)
 
 
+def test_clips_of_another_rate_are_converted_before_they_are_mixed_or_framed(pipeline, clip):
+    between = pipeline.interpolate(clip[:10], 2, clip_fps=25.0)
+    assert between.shape == (9, 16, 16, 3)
+    np.testing.assert_array_equal(between[::2], clip[:10:2])
+    wide = pipeline.outpaint(clip[:10], 16, 32, BALL, clip_fps=25.0, keep_pixels=True)
+    np.testing.assert_array_equal(wide[:, :, 8:24], clip[:10:2])
+    with pytest.raises(GenerationError, match=r"at least 2 frames at 12\.5 fps, got 1"):
+        pipeline.interpolate(clip[:2], 2, clip_fps=25.0)
+
+
 def test_larger_pictures_and_longer_videos(pipeline):
     assert pipeline.generate(BALL, height=32, width=16).shape == (13, 32, 16, 3)
     video = pipeline.generate([BALL, BOX], num_frames=30)
     assert video.shape == (2, 30, 16, 16, 3)
     assert close(video[1], pipeline.generate(BOX, num_frames=30, numbers=[1]))
     assert pipeline.generate(BALL, num_frames=1).shape == (1, 16, 16, 3)
+    with pytest.raises(GenerationError, match="0 to 524,287 for each of 1 videos longer than a window"):
+        pipeline.generate(BALL, num_frames=30, numbers=[2**19])
 
 
 @pytest.mark.parametrize(
@@ -293,6 +318,12 @@ def test_larger_pictures_and_longer_videos(pipeline):
         ("extend", {"prompt": BALL, "seconds": 1, "direction": "up"}, "direction must be forward, backward or both"),
         ("outpaint", {"prompt": BALL, "height": 8, "width": 32}, "a size larger than the video's 16x16, got 8x32"),
         ("interpolate", {"factor": 1}, "factor must be 2 or more"),
+        ("predict", {"prompt": BALL, "num_frames": 1}, "num_frames must be more than the 5 .* got 1"),
+        (
+            "predict",
+            {"prompt": BALL, "num_frames": 3, "keep_pixels": True},
+            "num_frames must be more than the 5 .* got 3",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_named(pipeline, clip, task, arguments, message):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["image", "video", "mask", "pictures", "storyboard"]
 
@@ -58,6 +58,10 @@ class Task:
     seconds: float | None = None
     clip_fps: bool = False
     faster: str = ""
+
+    def speed(self, options: Mapping[str, Any]) -> float:
+        """By how much frames per second are multiplied."""
+        return float(options.get(self.faster, self.options[self.faster].default)) if self.faster else 1.0
 
 
 SIZES = ("num_frames", "height", "width")
@@ -131,11 +135,18 @@ TASKS: Mapping[str, Task] = {
         options=KEEP | SAMPLING,
         clip_fps=True,
     ),
-    "outpaint": Task("a video with more around it", VIDEO, options=KEEP | SAMPLING, sizes=("height", "width")),
+    "outpaint": Task(
+        "a video with more around it",
+        VIDEO,
+        options=KEEP | SAMPLING,
+        sizes=("height", "width"),
+        clip_fps=True,
+    ),
     "interpolate": Task(
         "a video with more frames per second",
         VIDEO,
         options={"factor": Option("Times as many frames", 2, 2, 8), **STRENGTH, **SAMPLING},
+        clip_fps=True,
         faster="factor",
     ),
     "stream": Task(

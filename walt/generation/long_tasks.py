@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from walt.generation.pipeline import Pipeline
 
 Direction = Literal["forward", "backward", "both"]
-BACKWARD_ROW, BRIDGE_ROW = 2**20, 2**21
+BACKWARD_ROW, BRIDGE_ROW, MORPH_ROW = 2**20, 2**21, 2**22
 """Windows that are drawn from the same seed for different ends are numbered from these on."""
 
 MOST_TURNS = 16
@@ -152,9 +152,16 @@ def stream(
 
 
 def transition(
-    pipeline: Pipeline, first: Clip, second: Clip, prompt: str | None, latent_frames: int, sampling: Sampling
+    pipeline: Pipeline,
+    first: Clip,
+    second: Clip,
+    prompt: str | None,
+    latent_frames: int,
+    sampling: Sampling,
+    *,
+    row: int = 0,
 ) -> Clip:
-    """As many latent frames of pictures between two clips: windows that go on from the first, and a last one that knows both ends."""
+    """As many latent frames of pictures between two clips: windows that go on from the first, drawn from `row` on, and a last one that knows both ends."""
     frames, time = pipeline.latent_shape[0], pipeline.time_factor
     most, tail, left = frames - 2, first, latent_frames
     if most < 1:
@@ -163,7 +170,7 @@ def transition(
     if left > most:
         fresh = frames - overlap_of(pipeline)
         whole = -(-(left - most) // fresh)
-        made = list(itertools.islice(_forward_windows(pipeline, first, prompt, sampling), whole))
+        made = list(itertools.islice(_forward_windows(pipeline, first, prompt, sampling, row), whole))
         tail, left = np.concatenate([first, *made]), left - whole * fresh
     before = min(-(-(frames - left) // 2), 1 + (len(tail) - 1) // time)
     begin = tail[-(1 + (before - 1) * time) :]
@@ -227,9 +234,11 @@ def forward(pipeline: Pipeline, video: Clip, prompt: str | None, count: int, sam
             return
 
 
-def _forward_windows(pipeline: Pipeline, video: Clip, prompt: str | None, sampling: Sampling) -> Iterator[Clip]:
+def _forward_windows(
+    pipeline: Pipeline, video: Clip, prompt: str | None, sampling: Sampling, row: int = 0
+) -> Iterator[Clip]:
     video = _past(pipeline, video)
-    return roll(pipeline, _blanks(pipeline, video), itertools.repeat(prompt), sampling, tail=video)
+    return roll(pipeline, _blanks(pipeline, video), itertools.repeat(prompt), sampling, tail=video, row=row)
 
 
 def _past(pipeline: Pipeline, video: Clip) -> Clip:

@@ -121,7 +121,7 @@ class Pipeline(Generator):
             bundle's.
           solver: how the steps are taken, see `SamplerConfig`; by default the bundle's.
           seed: video i of a call is drawn from (seed, i), whatever the other prompts and the batch size (up to rounding).
-          numbers: of the videos, in place of i: the same many videos, some at a time.
+          numbers: of the videos, in place of i: the same many videos, some at a time. Below 2**31, and of longer videos than a window below 2**19.
           negative_prompt: what to steer away from, in place of no text; has no effect with guidance 1.
           reuse: above 0, most of the network is computed anew only in steps where its first layers say more than this that is new, see
             `SamplerConfig`; by default the bundle's.
@@ -136,9 +136,12 @@ class Pipeline(Generator):
         size = self.check_size(num_frames, height, width)
         prompts = self._check_prompts(prompt, first_frames, low_resolution)
         sampling = Sampling(steps, guidance, solver, None, seed, negative_prompt, fps, motion, reuse)
-        drawn = np.arange(len(prompts)) if numbers is None else check_numbers(numbers, len(prompts))
-        small = check_low_resolution(low_resolution, len(prompts), self.low_size, self.video_size)
         assert self.video_size is not None  # as `check_size` has found
+        chained = size.frames > self.video_size.frames
+        drawn = check_numbers(
+            np.arange(len(prompts)) if numbers is None else numbers, len(prompts), ROWS_OF_A_VIDEO if chained else 1
+        )
+        small = check_low_resolution(low_resolution, len(prompts), self.low_size, self.video_size)
         first = check_first_frames(first_frames, len(prompts), self.video_size, self._known_lengths())
         shape = self._latent_shape(size)
         if any(made > asked for made, asked in zip(self.size_of(shape), size, strict=True)):
@@ -149,9 +152,9 @@ class Pipeline(Generator):
         canvas = None
         if first is not None:
             known = held(self.encode(first))
-            frames = self.latent_frames(size.frames) if size.frames > self.video_size.frames else shape[0]
+            frames = self.latent_frames(size.frames) if chained else shape[0]
             canvas = joined(known, blank((len(first), frames - known.frames, *shape[1:])))
-        if size.frames > self.video_size.frames:
+        if chained:
             return crop(self._chained(prompts, canvas, shape, size.frames, sampling, drawn), size)[
                 0 if isinstance(prompt, str) else slice(None)
             ]

@@ -125,6 +125,20 @@ class Record:
             f"with {flag}, or add --other_model to take its settings alone"
         )
 
+    def others(self, path: str | os.PathLike, inputs: Inputs) -> list[str]:
+        """A line on each of the inputs that is another than those by which the file at `path` was made."""
+        now, lines = checksums_of(inputs), []
+        for name in sorted(now.keys() | self.inputs.keys()):
+            if name not in now:
+                lines.append(f"{path} was made with {name}, which is not given")
+            elif name not in self.inputs:
+                lines.append(f"{path} was made without {name}, which is given")
+            elif now[name] != self.inputs[name]:
+                lines.append(f"{name} is another than the one that {path} was made with")
+        if _shots(inputs) != self.shots:
+            lines.append(f"the storyboard has other shots than the one that {path} was made with")
+        return lines
+
     def to_json(self) -> str:
         """ASCII text, the same for equal records."""
         values = dataclasses.asdict(self) | {"shots": [shot.told() for shot in self.shots]}
@@ -183,7 +197,7 @@ def resolve(
         num_frames=size.frames,
         height=size.height,
         width=size.width,
-        fps=model.fps * options.get(takes.faster, 1) if fps is None else fps,
+        fps=model.fps * takes.speed(options) if fps is None else fps,
         steps=base.sampler.steps if steps is None else steps,
         guidance=base.sampler.guidance if guidance is None else guidance,
         solver=base.sampler.solver if solver is None else solver,

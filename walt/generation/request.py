@@ -54,11 +54,14 @@ def check_video(video: Any) -> None:
         )
 
 
-def check_numbers(numbers: Any, count: int) -> np.ndarray:
-    """As an array, one of them for each video."""
+def check_numbers(numbers: Any, count: int, rows: int = 1) -> np.ndarray:
+    """As an array, one of them for each video, which is drawn from so many of the 2**31 rows of a seed."""
     found = np.asarray(numbers)
-    if found.shape != (count,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31:
-        raise GenerationError(f"numbers must be one whole number from 0 to 2**31 - 1 for each of {count} videos")
+    if found.shape != (count,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31 // rows:
+        of = "videos" if rows == 1 else "videos longer than a window"
+        raise GenerationError(
+            f"numbers must be one whole number from 0 to {2**31 // rows - 1:,} for each of {count} {of}"
+        )
     return found
 
 

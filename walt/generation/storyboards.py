@@ -14,7 +14,7 @@ import numpy as np
 
 from walt.generation.canvas import blank, held, joined
 from walt.generation.clips import Clip, as_picture
-from walt.generation.long_tasks import check_seconds, forward, transition, transition_length
+from walt.generation.long_tasks import MORPH_ROW, check_seconds, forward, transition, transition_length
 from walt.generation.rolling import paint_whole
 from walt.generation.sampling import Sampling
 from walt.generation.shots import Shot, Storyboard, read_storyboard
@@ -45,7 +45,9 @@ def storyboard(pipeline: Pipeline, storyboard: Storyboard | str | Path, **sampli
             continue
         made = _from_a_cut(pipeline, shot.prompt, count, pictures.get(number), own)
         if bridge:
-            video = np.concatenate([video, transition(pipeline, video, made, shot.prompt, bridge, own)])
+            # The shot that it leads to is drawn from the first rows of the same seed.
+            morph = transition(pipeline, video, made, shot.prompt, bridge, own, row=MORPH_ROW)
+            video = np.concatenate([video, morph])
         video = np.concatenate([video, made])
     return video
 

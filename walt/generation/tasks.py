@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from walt.generation import seam
 from walt.generation.canvas import begun, blank, held, joined, latent_mask
 from walt.generation.clips import Clip, as_clip, as_mask, as_picture, check_clip
-from walt.generation.fit import fit
+from walt.generation.fit import VideoSize, fit
 from walt.generation.request import GenerationError, check_count
 from walt.generation.rolling import context_length, paint_whole
 from walt.generation.sampling import Sampling
@@ -54,6 +54,10 @@ def predict(
     video = as_clip(video, size, clip_fps=clip_fps, fps=pipeline.fps)
     length = context_length(pipeline)
     known = video[-length:] if len(video) >= length else video[-1:]
+    if size.frames <= len(known):
+        raise GenerationError(
+            f"num_frames must be more than the {len(known)} that predict is given of the video, got {size.frames}"
+        )
     latents = held(pipeline.encode(known))
     canvas = joined(latents, blank((pipeline.latent_frames(size.frames) - latents.frames, *latents.known.shape[1:])))
     made = paint_whole(pipeline, canvas, prompt, Sampling(**sampling))[: size.frames]
@@ -133,19 +137,20 @@ def interpolate(
     *,
     prompt: str | None = None,
     strength: float = 0.4,
+    clip_fps: float | None = None,
     keep_pixels: bool = True,
     **sampling: Any,
 ) -> Clip:
-    """The clip with `factor` times as many frames per second, `(T - 1) factor + 1` in all.
+    """The clip with `factor` times as many frames per second as the model makes, `(T - 1) factor + 1` of T in all.
 
     Pictures between two are begun as their mixture, and painted over from `strength` on. Latent frames stand for several pictures, so none is known as a
     whole; with `keep_pixels` the pictures of the clip come back exactly, and those between them follow.
     """
     if check_count("factor", factor) < 2:
         raise GenerationError(f"factor must be 2 or more, got {factor}")
-    video = as_clip(video, pipeline.check_size())
+    video = as_clip(video, pipeline.check_size(), clip_fps=clip_fps, fps=pipeline.fps)
     if len(video) < 2:
-        raise GenerationError("interpolate needs a video of at least 2 frames, got 1")
+        raise GenerationError(f"interpolate needs a video of at least 2 frames at {pipeline.fps:g} fps, got 1")
     share = (np.arange((len(video) - 1) * factor) % factor / factor).astype(np.float32)[:, None, None, None]
     before, after = (np.repeat(part.astype(np.float32), factor, axis=0) for part in (video[:-1], video[1:]))
     mixed = np.concatenate([np.round((1 - share) * before + share * after).astype(np.uint8), video[-1:]])
@@ -182,12 +187,14 @@ def outpaint(
     width: int,
     prompt: str | None,
     *,
+    clip_fps: float | None = None,
     keep_pixels: bool = False,
     **sampling: Any,
 ) -> Clip:
     """The clip, at its own scale, as the middle of a picture of `height` x `width`. What is added on each side is rounded to whole latent positions."""
     check_clip(video)
     pipeline.check_size()
+    video = as_clip(video, VideoSize(*video.shape[:3]), clip_fps=clip_fps, fps=pipeline.fps)
     space, unit = pipeline.space_factor, pipeline.space_factor * pipeline.patch
     asked = check_count("height", height), check_count("width", width)
     sides = [-(-side // unit) * unit for side in asked]
