@@ -256,8 +256,8 @@ def _keyframes(texts: Sequence[str]) -> dict[int, str]:
     found: dict[int, str] = {}
     for text in texts:
         frame, colon, path = text.partition(":")
-        if not colon or not frame.isdecimal():
-            raise command.CommandError(f"--keyframes are FRAME:PICTURE, such as 0:first.png, got {text!r}")
+        if not colon or not frame.isdecimal() or len(frame) > 9:
+            raise command.CommandError(f"--keyframes are FRAME:PICTURE, such as 0:first.png, got {text[:80]!r}")
         if int(frame) in found:
             raise command.CommandError(f"--keyframes names frame {frame} twice")
         found[int(frame)] = path

@@ -1,7 +1,9 @@
 """Rewriters, the remote one against a server of its own on this machine."""
 
+import contextlib
 import http.server
 import json
+import socket
 import sys
 import threading
 
@@ -175,6 +177,10 @@ def test_addresses_that_are_none(server, monkeypatch):
         ("http:///v1", "names no host"),
         ("http://[::1/v1", "cannot be read"),
         ("http://c:x/v1", "cannot be read"),
+        ("http://a..b/v1", "cannot be read"),
+        (f"http://{'a' * 64}.b/v1", "cannot be read"),
+        ("http://c/v 1", "cannot be read: write what is"),
+        ("http://c/é", "cannot be read: write what is"),
         ("https://a:b@c/v1", "no more than"),
         ("https://c?key=x", KEY),
     ):
@@ -183,3 +189,39 @@ def test_addresses_that_are_none(server, monkeypatch):
     monkeypatch.setenv(KEY, "secret")
     with pytest.raises(RewriterError, match="use an address with https"):
         make_rewriter("http://example.com/v1")
+
+
+def test_a_key_is_one_line_and_is_never_shown(server, monkeypatch):
+    monkeypatch.setenv(KEY, " secret\n")
+    server.replies.append((200, said("x")))
+    rewriter = remote(server)
+    assert rewriter("a ball") == "x" and server.requests[0][1]["Authorization"] == "Bearer secret"
+    for key in ("secret\nsecret", "secret\x01x", "sécret", "secret\u2026"):
+        monkeypatch.setenv(KEY, key)
+        for call in (lambda: remote(server), lambda: rewriter("a ball")):
+            with pytest.raises(RewriterError, match="one line of printable ASCII") as error:
+                call()
+            assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize("sent", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Slow: "])
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(sent):
+    """Neither in its answer nor in the lines before it."""
+    ended = threading.Event()
+
+    def trickle():
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(sent)
+            while not ended.wait(0.05):
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=trickle, daemon=True).start()
+        slow = make_rewriter(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", timeout=0.4, retries=0)
+        guard = threading.Timer(5, ended.set)  # so that a client that waits fails instead of hanging
+        guard.start()
+        with pytest.raises(RewriterError, match=r"does not answer within 0\.4 seconds"):
+            slow("a ball")
+        guard.cancel()
+        ended.set()

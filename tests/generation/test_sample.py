@@ -277,6 +277,8 @@ def test_a_stream_is_written_as_a_picture_that_moves_too(longer, tmp_path):
         (["--task=edit", "--video=x.mp4", "--factor=2"], "--factor is not for --task=edit"),
         (["--task=keyframes"], "--keyframes is missing"),
         (["--task=keyframes", "--keyframes=a.png"], "--keyframes are FRAME:PICTURE, such as 0:first.png, got 'a.png'"),
+        (["--task=keyframes", "--keyframes=²:a.png"], "--keyframes are FRAME:PICTURE"),
+        (["--task=keyframes", f"--keyframes={'9' * 5000}:a.png"], "--keyframes are FRAME:PICTURE"),
         (["--task=keyframes", "--keyframes=0:a.png,0:b.png"], "--keyframes names frame 0 twice"),
         (["--task=storyboard"], "--storyboard is missing"),
         (["--task=storyboard", "--storyboard=x.json"], "--prompt is not for --task=storyboard: each of its shots"),

@@ -306,3 +306,18 @@ def test_a_port_that_is_taken_is_a_sentence():
         pass
     with pytest.raises(pages.ServingError, match="cannot be bound"), pages.bound("no.such.host.invalid", 1):
         pass
+
+
+def test_sampling_ends_with_a_page_that_is_interrupted(studio, monkeypatch):
+    stopped = []
+
+    class Interrupted:
+        def run(self, sockets):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pages, "make_server", lambda *arguments: Interrupted())
+    monkeypatch.setattr(pages.Studio, "stop", lambda self, owner=None: stopped.append(owner))
+    monkeypatch.setattr(pages.signal, "signal", lambda *arguments: None)
+    with pytest.raises(KeyboardInterrupt):
+        pages.serve(studio.model, studio.limits, "127.0.0.1", 0, "WALT")
+    assert stopped == [None]

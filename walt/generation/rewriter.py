@@ -16,11 +16,13 @@ import os
 import re
 import shlex
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -183,13 +185,16 @@ class Endpoint:
         try:
             parts = urllib.parse.urlsplit(self.address)
             named = parts.hostname and (parts.port or True)
+            if not self.address.isascii() or not self.address.isprintable() or " " in self.address:
+                raise ValueError("write what is beyond printable ASCII as %XX, and in a host as xn--…")
+            (parts.hostname or "").encode("idna")  # as it is looked up
         except ValueError as error:
             raise RewriterError(f"the rewriter's address {self.address!r} cannot be read: {error}") from error
         if not named:
             raise RewriterError(f"the rewriter's address {self.address!r} names no host")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise RewriterError(f"a rewriter's address is no more than scheme, host and path; a key belongs in {KEY}")
-        if os.environ.get(KEY) and parts.scheme == "http" and parts.hostname not in LOCAL:
+        if _key() and parts.scheme == "http" and parts.hostname not in LOCAL:
             raise RewriterError(f"{KEY} would travel to {self.host} for everybody to read: use an address with https")
 
     @property
@@ -203,7 +208,7 @@ class Endpoint:
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                return self._answer(self._ask(prompt))
+                return self._answer(_within(self.timeout, lambda: self._ask(prompt)))
             except urllib.error.HTTPError as error:
                 problem = f"answers {error.code} {error.reason}"
                 if error.code not in RETRIED:
@@ -220,7 +225,7 @@ class Endpoint:
     def _ask(self, prompt: str) -> bytes:
         messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
+        if key := _key():
             headers["Authorization"] = f"Bearer {key}"
         body = json.dumps({"model": self.model, "messages": messages, "temperature": 0}).encode()
         request = urllib.request.Request(f"{self.address}/chat/completions", body, headers)
@@ -239,6 +244,31 @@ class Endpoint:
             raise RewriterError(
                 f"the rewriter {self.host} answers in another form than a chat's: {str(error)[:200]}"
             ) from error
+
+
+def _key() -> str:
+    """The key, empty for none. What a file's last line leaves at its end is no part of it."""
+    key = os.environ.get(KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise RewriterError(f"{KEY} holds characters that no key has: it must be one line of printable ASCII")
+    return key
+
+
+def _within(seconds: float, call: Callable[[], bytes]) -> bytes:
+    """What a call returns or raises, and `TimeoutError` after that time as a whole: a socket's own begins anew with every byte.
+
+    A call that is late goes on in a thread for which nobody waits.
+    """
+    done: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result(seconds)
 
 
 def _text(data: bytes, what: str) -> str:

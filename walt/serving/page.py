@@ -87,8 +87,10 @@ def serve(model: Cascade, limits: Limits, host: str, port: int, title: str) -> N
             print(f"bound to {host}: whoever can reach this machine can use the page; there is no password", flush=True)
         # The server passes signals on once it has ended; by default this one would leave the folder behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        server.run(sockets=[listening])
-        studio.stop()
+        try:
+            server.run(sockets=[listening])
+        finally:  # of Ctrl-C too, which the server passes on
+            studio.stop()
 
 
 @contextlib.contextmanager
