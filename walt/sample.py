@@ -173,7 +173,7 @@ def main(argv: Sequence[str]) -> None:
     for path, prompt in written:
         shown = f" (every pixel {scale}x{scale})" if scale > 1 and path.suffix != ".png" else ""
         print(f"wrote {path}{shown}: {prompt}")
-        if arguments.captions:
+        if arguments.captions and record.prompts:
             path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
 
 
@@ -188,8 +188,10 @@ def check(arguments: Arguments) -> None:
     shots = TASKS[task].words == "shots"
     if sources and shots:
         raise command.CommandError(f"--{sources[0]} is not for --task={task}: each of its shots has a prompt")
-    if not sources and arguments.like is None and not shots:
+    if not sources and arguments.like is None and not shots and "prompt" not in TASKS[task].optional:
         raise command.CommandError("--prompt is missing: what the video should show (or --prompts_file, or --like)")
+    if not sources and arguments.like is None and not shots and arguments.negative_prompt is not None:
+        raise command.CommandError("--negative_prompt is for what has a prompt: give --prompt too")
     if len(sources) == 2:
         raise command.CommandError("--prompt and --prompts_file both name prompts; give one of them")
     if arguments.rewriter is not None and not sources:
@@ -368,7 +370,7 @@ def write(
     rows = record.rows()
     if output.suffix.lower() == ".png":
         media.contact_sheet(videos, output, labels=[_words(row) for row in rows], note=record.to_json())
-        return [(output, "; ".join(record.prompts))]
+        return [(output, _words(record))]
     digits = len(str(len(rows) - 1))  # so that names sort as prompts do
     paths = [output.with_stem(f"{output.stem}_{i:0{digits}}") for i in range(len(rows))]
     paths = [output] if len(rows) == 1 else paths
@@ -388,7 +390,7 @@ def write_as_made(
 
 
 def _words(record: Record) -> str:
-    return "; ".join(record.prompts)
+    return "; ".join(record.prompts) or "no prompt"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from walt.generation.record import (
     MAX_CHARACTERS,
     Record,
     RecordError,
+    checksums_of,
     generate,
     parse_record,
     read_record,
@@ -183,3 +184,19 @@ def test_another_model_is_refused(record, model):
     ):
         with pytest.raises(RecordError, match=message):
             dataclasses.replace(record, models=models).check_models("out.mp4", model)
+
+
+def test_inputs_that_are_others_are_named(record):
+    a, b = np.zeros((2, 16, 16, 3), np.uint8)
+    b += 1
+    made = dataclasses.replace(record, inputs=checksums_of({"keyframes": {0: a, 8: b}}))
+    assert made.others("x", {"keyframes": {0: a, 8: b}}) == []
+    assert made.others("x", {"keyframes": {0: b, 4: b}}) == [
+        "keyframes.0 is another than the one that x was made with",
+        "x was made without keyframes.4, which is given",
+        "x was made with keyframes.8, which is not given",
+    ]
+    made = dataclasses.replace(record, shots=(Shot(BALL),))
+    assert made.others("x", {"storyboard": Storyboard((Shot(BALL),))}) == []
+    (line,) = made.others("x", {"storyboard": Storyboard((Shot(BOX),))})
+    assert line == "the storyboard has other shots than the one that x was made with"

@@ -163,21 +163,6 @@ def test_tasks_take_their_files(tmp_path, checkpoint, capsys):
             run(checkpoint, f"--like={out}", f"--output={again}", *flags)
 
 
-def test_like_says_which_inputs_are_others(longer, files, capsys):
-    out, again = files / "out.mp4", files / "again.mp4"
-    told = [longer, f"--prompt={BALL}", "--steps=1", f"--output={out}"]
-    run(*told, "--task=keyframes", f"--keyframes=0:{files}/a.png,8:{files}/b.png")
-    run(longer, f"--like={out}", f"--keyframes=0:{files}/a.png,4:{files}/b.png", f"--output={again}")
-    lines = capsys.readouterr().out
-    assert f"{out} was made with keyframes.8, which is not given" in lines
-    assert f"{out} was made without keyframes.4, which is given" in lines
-    run(longer, "--task=storyboard", f"--storyboard={files}/plain.json", "--steps=1", f"--output={out}")
-    other = files / "other.json"
-    other.write_text((files / "plain.json").read_text().replace(BOX, BALL))
-    run(longer, f"--like={out}", f"--storyboard={other}", f"--output={again}")
-    assert f"the storyboard has other shots than the one that {out} was made with" in capsys.readouterr().out
-
-
 def test_another_factor_makes_another_rate(longer, files):
     out, again, video = files / "out.mp4", files / "again.mp4", f"--video={files}/in.mp4"
     run(longer, "--task=interpolate", video, "--factor=2", f"--prompt={BALL}", "--steps=1", f"--output={out}")
@@ -229,11 +214,7 @@ TOLD = {
     "storyboard": (["--storyboard={}/plain.json"], False, (7 + 4 + 5, set(), {})),
     "storyboard with pictures": (["--storyboard={}/pictures.json"], True, (16, {"storyboard.1"}, {})),
     "loop": (["--video={}/in.mp4", "--seconds=0.3"], True, (4 + 4, {"video"}, {"seconds": 0.3, "clip_fps": 25.0})),
-    "interpolate": (
-        ["--video={}/in.mp4", "--factor=2"],
-        True,
-        (7, {"video"}, {"factor": 2, "clip_fps": 25.0}),
-    ),
+    "interpolate": (["--video={}/in.mp4"], True, (7, {"video"}, {"clip_fps": 25.0})),
     "animate": (["--image={}/a.png", "--visits=2"], True, (9, {"image"}, {"visits": 2})),
 }
 
@@ -243,7 +224,7 @@ def test_every_task_says_how_and_is_repeated(longer, files, name):
     flags, again, (frames, inputs, options) = TOLD[name]
     task, out, repeated = name.split()[0], files / "out.mp4", files / "again.mp4"
     flags = [flag.replace("{}/a.png:0,{}/b.png:8", "0:{}/a.png,8:{}/b.png").replace("{}", str(files)) for flag in flags]
-    prompt = [] if task == "storyboard" else [f"--prompt={BALL}"]
+    prompt = [] if task in ("storyboard", "interpolate") else [f"--prompt={BALL}"]
     run(longer, f"--task={task}", *prompt, *flags, f"--output={out}", "--steps=2", "--seed=3")
     record = read_record(out)
     assert (record.task, record.num_frames, record.inputs.keys(), record.options) == (task, frames, inputs, options)
@@ -254,6 +235,8 @@ def test_every_task_says_how_and_is_repeated(longer, files, name):
     if again:
         with pytest.raises(command.CommandError, match=r"--\w+ is missing, which"):
             run(longer, f"--like={out}", f"--output={repeated}")
+    if task == "interpolate":
+        assert (record.prompts, record.given, record.fps) == ((), (), 25.0)
     if task == "storyboard":
         first, second = record.shots
         assert first == Shot(BALL, num_frames=7) and (second.transition, second.seed) == ("morph", 2)
@@ -266,6 +249,18 @@ def test_a_stream_is_written_as_a_picture_that_moves_too(longer, tmp_path):
     run(longer, *flags, f"--output={tmp_path}/sheet.png")
     assert read_record(tmp_path / "out.webp") == read_record(tmp_path / "sheet.png")
     assert read_record(tmp_path / "out.webp").num_frames == 14
+
+
+def test_some_tasks_can_do_without_a_prompt():
+    told = sample.Arguments(output="out.mp4", task="vary", video="in.mp4", seed=3)
+    sample.check(told)
+    sample.check(dataclasses.replace(told, task="interpolate", factor=2))
+    for changes, message in (
+        ({"task": "edit"}, "--prompt is missing"),
+        ({"negative_prompt": "x"}, "--negative_prompt is for what has a prompt"),
+    ):
+        with pytest.raises(command.CommandError, match=message):
+            sample.check(dataclasses.replace(told, **changes))
 
 
 @pytest.mark.parametrize(

@@ -114,11 +114,26 @@ def test_a_ring_of_rolled_latents_has_the_rolled_pictures(pipeline):
     assert close(decode_ring(pipeline, np.roll(latents, 2, axis=0)), np.roll(pictures, 8, axis=0))
 
 
-def test_loops_have_their_length(pipeline, clip):
-    assert pipeline.loop(BALL).shape == (12, 16, 16, 3)
+def test_loops_have_their_length_or_say_so(pipeline, clip, capsys):
+    assert pipeline.loop(BALL).shape == (12, 16, 16, 3) and "rounded up" not in capsys.readouterr().out
+    assert len(pipeline.loop(BALL, num_frames=11)) == 12
+    assert "a loop of 11 frames is rounded up to 12: whole latent frames" in capsys.readouterr().out
     closed = pipeline.loop(BALL, video=clip, num_frames=8, keep_pixels=True)
     np.testing.assert_array_equal(closed[:13], clip)
     assert len(closed) == 21
+
+
+def test_both_ends_of_what_closes_a_clip_are_blended(pipeline, clip, monkeypatch):
+    """The picture before the clip begins anew is changed as much as the one after it has ended."""
+    monkeypatch.setattr(pipeline, "reconstruct", lambda video: video // 2)
+    plain, kept = (
+        pipeline.loop(BALL, video=np.full_like(clip, 100), num_frames=16, keep_pixels=keep) for keep in (False, True)
+    )
+    assert len(plain) == len(kept) == 29
+    error = kept.astype(int) - plain
+    inside = (plain > 0) & (plain < 200)  # where nothing is clipped
+    for frame in (13, 28):
+        assert np.median(error[frame][inside[frame]]) > 25
 
 
 def test_an_edit_forgets_as_much_as_it_is_told_to(pipeline, clip):

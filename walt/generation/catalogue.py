@@ -39,7 +39,7 @@ class Task:
     Attributes:
       line: what it makes.
       inputs: what it is given, by argument: an `image`, a `video`, a `mask`, `pictures` by their frame, or a `storyboard`.
-      optional: which of them may be left out.
+      optional: which of them may be left out, and whether its `prompt` may.
       options: what it is told, by argument.
       sizes: which of `num_frames`, `height` and `width` it takes; what others make is as large as their inputs.
       words: what it reads: one `prompt`; `prompts`, one after the other, of a video that comes as it is made and may be of any length; or the
@@ -128,7 +128,7 @@ TASKS: Mapping[str, Task] = {
         clip_fps=True,
     ),
     "edit": Task("a video painted over", VIDEO, options=STRENGTH | SAMPLING, clip_fps=True),
-    "vary": Task("another video like this one", VIDEO, options=STRENGTH | SAMPLING, clip_fps=True),
+    "vary": Task("another video like this one", VIDEO, ("prompt",), options=STRENGTH | SAMPLING, clip_fps=True),
     "inpaint": Task(
         "a video painted anew where a mask is white",
         {"video": "video", "mask": "mask"},
@@ -145,7 +145,8 @@ TASKS: Mapping[str, Task] = {
     "interpolate": Task(
         "a video with more frames per second",
         VIDEO,
-        options={"factor": Option("Times as many frames", 2, 2, 8), **STRENGTH, **SAMPLING},
+        ("prompt",),
+        {"factor": Option("Times as many frames", 2, 2, 8), **STRENGTH, **SAMPLING},
         clip_fps=True,
         faster="factor",
     ),

@@ -42,7 +42,7 @@ def extend(
     pipeline: Pipeline,
     video: Clip,
     prompt: str | None,
-    seconds: float,
+    seconds: float = 1.0,
     direction: Direction = "forward",
     *,
     clip_fps: float | None = None,
@@ -71,7 +71,8 @@ def connect(
     keep_pixels: bool = False,
     **sampling: Any,
 ) -> Clip:
-    """Both clips with a transition between them, of about a third of a window by default; whole latent frames (4 pictures each), which is said."""
+    """Both clips with a transition between them: whole latent frames (4 pictures each), which is said; by default a window but for a known one at either end,
+    12 pictures of 17."""
     first, second = (_clip(pipeline, clip, clip_fps, what) for clip, what in ((first, "first"), (second, "second")))
     bridge = transition(
         pipeline, first, second, prompt, transition_length(pipeline, seconds, num_frames), Sampling(**sampling)
@@ -96,15 +97,18 @@ def loop(
         video = _clip(pipeline, video, clip_fps)
         count = transition_length(pipeline, seconds, num_frames)
         bridge = transition(pipeline, video, video, prompt, count, Sampling(**sampling))
-        return _assembled(pipeline, [(video, True), (bridge, False)], keep_pixels)
+        # The video once more behind the bridge, so that this seam is blended too.
+        again = [(video, True)] if keep_pixels else []
+        made = _assembled(pipeline, [(video, True), (bridge, False), *again], keep_pixels)
+        return made[: len(video) + len(bridge)]
     if keep_pixels:
         raise GenerationError("keep_pixels is for a loop of a video, and none was given")
     frames, *rest = pipeline.latent_shape
-    wanted = (frames - 1) * pipeline.time_factor if num_frames is None and seconds is None else None
-    length = -(-(wanted or _count(pipeline, seconds, num_frames)) // pipeline.time_factor)
-    if length < frames - 1:
-        least = (frames - 1) * pipeline.time_factor
+    least = (frames - 1) * pipeline.time_factor
+    asked = least if num_frames is None and seconds is None else _count(pipeline, seconds, num_frames)
+    if asked <= least - pipeline.time_factor:
         raise GenerationError(f"a loop needs {least} frames or more, as many as the model sees at a time")
+    length = _whole(pipeline, asked, "loop")
     latents = pipeline.paint(prompt, blank((length, *rest)), Sampling(**sampling), circular=True)
     return decode_ring(pipeline, latents)
 
@@ -210,14 +214,18 @@ def _count(pipeline: Pipeline, seconds: float | None, num_frames: int | None) ->
 
 def transition_length(pipeline: Pipeline, seconds: float | None, num_frames: int | None) -> int:
     """Latent frames of a transition of that length, or of as many as fit between one known frame at either end."""
-    time = pipeline.time_factor
     pipeline.check_size()
     if seconds is None and num_frames is None:
         return max(1, pipeline.latent_shape[0] - 2)
-    asked = _count(pipeline, seconds, num_frames)
+    return _whole(pipeline, _count(pipeline, seconds, num_frames), "transition")
+
+
+def _whole(pipeline: Pipeline, asked: int, what: str) -> int:
+    """The latent frames that hold so many pictures."""
+    time = pipeline.time_factor
     length = -(-asked // time)
     if length * time != asked:
-        print(f"a transition of {asked} frames is rounded up to {length * time}: whole latent frames")
+        print(f"a {what} of {asked} frames is rounded up to {length * time}: whole latent frames")
     return length
 
 

@@ -49,7 +49,7 @@ class Record:
     Attributes:
       task: which one of `walt.generation.catalogue`.
       models: checksums of the stages of a cascade, the base first.
-      prompts: what the model reads.
+      prompts: what the model reads; none of a task that can do without.
       given: what people wrote, before a rewriter.
       rewriter: which one, and empty for none.
       negative_prompt: empty for none.
@@ -184,8 +184,8 @@ def resolve(
     elif num_frames is None and takes.seconds is not None:
         num_frames = max(1, round(takes.seconds * model.fps))
     size = model.stages[-1].check_size(num_frames, height, width)
-    prompts = check_prompts(prompts)
-    if len(prompts) != 1 and takes.words == "prompt" and task != "generate":
+    prompts = check_prompts(prompts) if prompts or "prompt" not in takes.optional else ()
+    if len(prompts) > 1 and takes.words == "prompt" and task != "generate":
         raise GenerationError(f"{task} takes one prompt, got {len(prompts)}")
     return Record(
         task=task,
@@ -275,7 +275,7 @@ def perform(
     settings = _settings(record, inputs)
     match TASKS[record.task].words:
         case "prompt":
-            (settings["prompt"],) = record.prompts
+            (settings["prompt"],) = record.prompts or (None,)
         case "prompts":
             settings["prompts"] = record.prompts
     return getattr(model.stages[0], record.task)(**settings)
@@ -328,7 +328,8 @@ def parse_record(note: str) -> Record:
     for name, most in (("num_frames", MAX_FRAMES), ("height", MAX_SIDE), ("width", MAX_SIDE)):
         if not 1 <= (size := getattr(record, name)) <= most:
             raise ValueError(f"{name} is {str(size)[:20]}, which is not within 1 to {most}")
-    if not record.prompts or len(record.prompts) != len(record.given):
+    wordless = record.task in TASKS and "prompt" in TASKS[record.task].optional
+    if not (record.prompts or wordless) or len(record.prompts) != len(record.given):
         raise ValueError("it has no prompts, or not as many as were given")
     return record
 

@@ -133,7 +133,7 @@ def vary(
 def interpolate(
     pipeline: Pipeline,
     video: Clip,
-    factor: int,
+    factor: int = 2,
     *,
     prompt: str | None = None,
     strength: float = 0.4,
