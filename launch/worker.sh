@@ -60,6 +60,7 @@ start() {
   cd "$HOME_OF_RUN"
   echo "$id" >"$RUN/id"
   PATH="$VENV/bin:$PATH" setsid bash "$SOURCE/launch/worker.sh" _run "$@" >>"$LOG" 2>&1 </dev/null &
+  disown # this shell has nothing to say of how it ends
   until [[ -f "$RUN/pid" ]]; do sleep 0.1; done
   echo "walt-worker $(hostname) started"
 }

@@ -143,6 +143,7 @@ def test_only_an_autoencoder_that_still_changes_is_refused(footage, tmp_path, mo
         latents.prepare("run", footage, tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_a_model_of_classes_takes_their_names_for_prompts(encoded, autoencoder):
     workdir = encoded.parent / "classes"
     settings = config("classes/atari:mini", encoded, autoencoder_path=str(autoencoder), samples_every="0")

@@ -70,7 +70,7 @@ def test_dit_starts_as_the_identity(small_config):
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 16))
     context = model.conditioning(jnp.zeros((2, 3)), None, None)
     assert len(context) == 2
-    found = model._run(x, Context(sum(context), None, jnp.zeros(2, bool), None, None))
+    found = model._run_blocks(x, Context(sum(context), None, jnp.zeros(2, bool), None, None))
     np.testing.assert_array_equal(found, x)
 
 
@@ -90,7 +90,7 @@ def test_long_skips_join_outputs_from_the_outside_in(small_config, randomised, d
                 kept.append(expected)
             else:
                 expected = block(expected, context, kept[depth // 2 - 1 - index])
-    np.testing.assert_allclose(jax.jit(model._run)(x, context), expected, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(model._run_blocks)(x, context), expected, atol=1e-4)
 
 
 def test_pairs_may_have_long_skips_too(small_transformer, small_inputs):
