@@ -285,8 +285,7 @@ def resolve(
     options = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
     if clip_fps is not None and takes.clip_fps:
         options["clip_fps"] = clip_fps
-    if arguments.task != "generate":
-        told |= {"task": arguments.task, "options": options, "inputs": inputs}
+    told |= {"task": arguments.task, "options": options, "inputs": inputs}
     if like is not None:
         if not arguments.other_model:
             like.check_models(str(arguments.like), model)
