@@ -3,6 +3,7 @@
     python tests/benchmarks/bench_autoencoder.py            # whole network: train step, encode, decode
     python tests/benchmarks/bench_autoencoder.py --passes   # every form of one convolution: forward and both gradients
     python tests/benchmarks/bench_autoencoder.py [--passes] --topology=v5e:2x2   # compiled for a TPU (needs libtpu)
+    python tests/benchmarks/bench_autoencoder.py --block --batch=8 --topology=v5e:2x2    # of a residual block at full size
 
 Seconds are medians over rounds in which all take turns; on a machine shared with others only the ratios mean something.
 """
@@ -23,12 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from walt.autoencoder import layers
 from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.convolution import FORMS, convolve, plain, planes
-from walt.autoencoder.model import Autoencoder, reconstruct
+from walt.autoencoder.model import Autoencoder, ResBlock, reconstruct
 from walt.experiment.presets import MINI
+from walt.planning.topology import parse_topology
 from walt.training.module import Functional
 
 SHAPES = {  # of one convolution: (batch, frames, height, width, channels in, channels out), kernel, strides
@@ -185,6 +188,27 @@ def all_passes(rounds: int, topology: str | None) -> None:
             print(f"{title:26}{what:10}" + "".join(f"{figure:>12}" for figure in figures.values()), flush=True)
 
 
+def one_block(batch: int, topology: str) -> None:
+    """Forward, and forward and backward, of a block of 128 channels on clips of 17x128x128; MFU counts the products of its two convolutions."""
+    config = AutoencoderConfig(dtype="bfloat16")
+    abstract = nnx.eval_shape(lambda: ResBlock(128, 128, 3, config, nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    x = jax.ShapeDtypeStruct((batch, 17, 128, 128, 128), jnp.bfloat16)
+
+    def forward(state, x):
+        return nnx.merge(graph, state)(x)
+
+    def backward(state, x):
+        return jax.grad(lambda *each: jnp.sum(forward(*each).astype(jnp.float32) ** 2), argnums=(0, 1))(state, x)
+
+    generation = parse_topology(topology).generation
+    products = 2 * 2 * x.size * 27 * 128
+    for name, function, passes in (("forward", forward, 1), ("forward and backward", backward, 3)):
+        found = cycles(function, (state, x), topology)
+        mfu = passes * products / (found / generation.clock * generation.peak_flops)
+        print(f"{name:22}{found / 1e6:8.1f} million cycles, {mfu:.2f} of the peak", flush=True)
+
+
 def cycles(function: Callable, arguments: Sequence, topology: str) -> int:
     """What the TPU compiler estimates for one run on one chip: the sum over the program's fusions and convolutions."""
     from jax.experimental import topologies
@@ -201,11 +225,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--passes", action="store_true")
+    parser.add_argument("--block", action="store_true")
     parser.add_argument("--topology", help="a TPU to compile for instead, such as v5e:2x2")
     arguments = parser.parse_args()
     if arguments.topology:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    if arguments.passes:
+    if arguments.block:
+        one_block(arguments.batch, arguments.topology or parser.error("--block is of a TPU: give a --topology"))
+    elif arguments.passes:
         all_passes(arguments.rounds, arguments.topology)
     else:
         whole_network(MINI, arguments.batch, arguments.rounds, arguments.topology)

@@ -167,9 +167,8 @@ class FaultLog:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             jsonlines.append(self._path, map(dataclasses.asdict, faults))
-        except (
-            Exception
-        ) as error:  # a full disk, or a bucket that does not answer: the training may still be able to save itself
+        except Exception as error:
+            # A full disk, or a bucket that does not answer: the training may still be able to save itself.
             logging.warning("%s could not be written: %s", self._path, error)
 
 

@@ -197,11 +197,10 @@ class Generator(Codec):
         device = self.mesh.local_devices[0]
         share = rows if device.platform == "cpu" else rows // batch_shards(self.mesh)  # CPU devices have one memory
         free = memory.available(device)
-        parts, reuses = (self._generator.transformer, self._autoencoder), sampler.reuse > 0
-        seen = order.shape
-        if order.circular:  # through a window at every frame
-            seen, branches = (*parts[0].latent_shape[:1], *seen[1:]), branches * seen[0]
-        memory.check_memory(*parts, seen, share, branches, free, reuses)
+        transformer, shape = self._generator.transformer, order.shape
+        if order.circular:  # seen through a window at every frame
+            shape, branches = (transformer.latent_shape[0], *shape[1:]), branches * shape[0]
+        memory.check_memory(transformer, self._autoencoder, shape, share, branches, free, sampler.reuse > 0)
         config, weights = self._sized(order.shape[1:3])
         config = config._replace(frames=order.shape[0], circular=order.circular)
         for start in range(0, order.count, rows):

@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from walt.autoencoder.config import AutoencoderConfig
 from walt.autoencoder.model import Autoencoder, to_float, to_uint8
-from walt.diffusion.conditions import Conditions
 from walt.diffusion.configs import DiffusionConfig, SamplerConfig
 from walt.diffusion.denoiser import Denoiser
 from walt.diffusion.samplers import Draft
@@ -115,19 +114,8 @@ def sample_latents(
     given: Given,
 ) -> Float[Array, "b f i j c"]:
     """Latents of prompts and of what else is given; without `strength`, the sampler's own guidance is compiled in."""
-    model, shape, conditions = _prepared(config, sampler, weights, keys, given)
-    return text_to_latents(
-        model,
-        prompts,
-        keys,
-        shape,
-        config.diffusion,
-        sampler,
-        strength=strength,
-        negative=negative,
-        given=conditions,
-        circular=config.circular,
-    )
+    model, shape, options = _prepared(config, sampler, weights, keys, strength, negative, given)
+    return text_to_latents(model, prompts, keys, shape, config.diffusion, sampler, **options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -142,19 +130,8 @@ def begin_sampling(
     given: Given,
 ) -> Draft:
     """What `sample_some` starts from."""
-    model, shape, conditions = _prepared(config, sampler, weights, keys, given)
-    return begin_latents(
-        model,
-        prompts,
-        keys,
-        shape,
-        config.diffusion,
-        sampler,
-        strength=strength,
-        negative=negative,
-        given=conditions,
-        circular=config.circular,
-    )
+    model, shape, options = _prepared(config, sampler, weights, keys, strength, negative, given)
+    return begin_latents(model, prompts, keys, shape, config.diffusion, sampler, **options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -171,25 +148,22 @@ def sample_some(
     span: tuple[Int[Array, ""], Int[Array, ""]],
 ) -> Draft:
     """Some of the steps that `sample_latents` takes in one run; which they are is no part of the program."""
-    model, _, conditions = _prepared(config, sampler, weights, keys, given)
-    return take_text_steps(
-        model,
-        prompts,
-        keys,
-        draft,
-        span,
-        config.diffusion,
-        sampler,
-        strength=strength,
-        negative=negative,
-        given=conditions,
-        circular=config.circular,
-    )
+    model, _, options = _prepared(config, sampler, weights, keys, strength, negative, given)
+    return take_text_steps(model, prompts, keys, draft, span, config.diffusion, sampler, **options)
 
 
 def _prepared(
-    config: GeneratorConfig, sampler: SamplerConfig, weights: Weights, keys: jax.Array, given: Given
-) -> tuple[Denoiser, tuple[int, ...], Conditions]:
+    config: GeneratorConfig,
+    sampler: SamplerConfig,
+    weights: Weights,
+    keys: jax.Array,
+    strength: Float[Array, ""] | None,
+    negative: Prompts | None,
+    given: Given,
+) -> tuple[Denoiser, tuple[int, ...], dict[str, Any]]:
+    """The model with its weights, the shape of a video's latents, and what else `take_text_steps` is told."""
     model, shape = denoiser(config.transformer, config.text).bind(*weights), config.shape
     schedule = config.diffusion.make_schedule(shape)
-    return model, shape, given.conditions(schedule, shape, sampler.low_resolution_time, keys)
+    conditions = given.conditions(schedule, shape, sampler.low_resolution_time, keys)
+    options = {"strength": strength, "negative": negative, "given": conditions, "circular": config.circular}
+    return model, shape, options

@@ -157,9 +157,8 @@ class Watchdog:
         try:
             partial.write_text(json.dumps(entry))
             partial.replace(self._heartbeat)
-        except (
-            Exception
-        ) as error:  # a full disk, or a bucket that does not answer: the training may still be able to save itself
+        except Exception as error:
+            # A full disk, or a bucket that does not answer: the training may still be able to save itself.
             logging.warning("%s could not be written: %s", self._heartbeat, error)
 
 
