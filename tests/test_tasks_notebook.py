@@ -1,4 +1,4 @@
-"""The notebook of all tasks runs from its first cell to its last on the shipped model, with two steps."""
+"""The notebook of all tasks runs from its first cell to its last on the shipped model, with four steps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import os
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 
+@pytest.mark.slow
 def test_runs_to_the_end_and_shows_every_task(root, tmp_path):
     environment = {
         **os.environ,

@@ -13,23 +13,8 @@ from walt.data import media
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with clips, an autoencoder, latents, and a config that trains on them and measures samples on the way."""
-    folder = tiny.make(tmp_path_factory.mktemp("data"))
-    with (folder / "config.py").open("a") as file:
-        file.write(MEASURED)
-    return folder
-
-
-MEASURED = """
-
-unmeasured = get_config
-
-
-def get_config(variant=""):
-    config = unmeasured(variant)
-    config.evaluators.look = {"every": 20, "protocol": "efficientnet-frames", "samples": 9, "batch_size": 4}
-    return config
-"""
+    """A folder with clips, an autoencoder, latents, and a config that trains on them."""
+    return tiny.make(tmp_path_factory.mktemp("data"))
 
 
 def training(data, workdir, *arguments):
@@ -72,7 +57,30 @@ def check_like_alone(workdir, alone):
 
 def test_two_processes_train_like_one(together, alone):
     check_like_alone(together, alone)
-    (ours,), (theirs,) = ([r for r in metrics(workdir) if "look/seconds" in r] for workdir in (together, alone))
+
+
+MEASURED = """
+
+unmeasured = get_config
+
+
+def get_config(variant=""):
+    config = unmeasured(variant)
+    config.evaluators.look = {"every": 20, "protocol": "efficientnet-frames", "samples": 9, "batch_size": 4}
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_measure_while_they_train(data, alone, together, tmp_path):
+    """What was trained without an evaluator goes on with one: both measure the same samples."""
+    (measured := tmp_path / "config.py").write_text((data / "config.py").read_text() + MEASURED)
+    found = []
+    for processes, run in ((1, alone), (2, together)):
+        workdir = shutil.copytree(run, tmp_path / str(processes))
+        jobs.run(["-m", "walt.train", f"--config={measured}", f"--workdir={workdir}"], processes)
+        found += [record for record in metrics(workdir) if "look/seconds" in record]
+    theirs, ours = found
     assert ours["look/num_generated"] == 9 and ours["look/num_real"] == 8
     assert ours["look/efficientnet_distance"] == pytest.approx(theirs["look/efficientnet_distance"], rel=0.02)
 

@@ -32,6 +32,7 @@ def experiment_of(name, **overrides):
     return parse(apply_overrides(load(name), {**chosen, **overrides}))
 
 
+@pytest.mark.slow
 def test_a_plan_has_memory_flops_and_collectives_and_is_printed_and_written(here, tmp_path, capsys):
     flags = [f"--config.{name}={value}" for name, value in MESH.items()]
     file = tmp_path / "plan.json"
