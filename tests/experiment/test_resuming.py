@@ -19,7 +19,8 @@ from walt.experiment import InitRules, card, provenance, stage1, stage2
 from walt.experiment.config import resolved
 from walt.generation.bundle import Bundle, BundleError, Component, encoder_checksum, write_bundle
 from walt.generation.sources import open_bundle
-from walt.training.checkpoint import Checkpoints, Clock, check_config, stored_config
+from walt.training.checkpoint import Checkpoints, Clock, stored_config
+from walt.training.checks import check_config
 from walt.training.folder import CheckpointError
 from walt.training.state import TrainState
 

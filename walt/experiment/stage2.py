@@ -25,7 +25,7 @@ from walt.generation.bundle import TOKENIZER, Bundle, BundleError, encoder_check
 from walt.generation.sources import open_autoencoder, open_text_encoder, whole_path
 from walt.text.config import TextEncoderConfig
 from walt.text.tokenizer import Tokenizer, WordPiece, read_tokenizer
-from walt.training.checkpoint import check_config
+from walt.training.checks import check_config
 from walt.training.folder import latest_step
 from walt.training.loop import Initial, train
 from walt.training.state import TrainState

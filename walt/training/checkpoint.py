@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from walt.config import ConfigError, diff, from_json, to_json
+from walt.config import ConfigError, from_json, to_json
 from walt.parallel.rules import path_name
 from walt.training import checksums
 from walt.training.config import SavingConfig
@@ -266,34 +266,6 @@ def _clock(values: Any) -> Clock:
     if not all(isinstance(pair, list) and [type(value) for value in pair] == [int, float] for pair in clock.losses):
         raise ValueError("the clock's losses are no steps with numbers")
     return clock
-
-
-def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: Sequence[str]) -> list[str]:
-    """Refuse (`ConfigError` with the differences) to resume with another value under `model_keys`; returns the other
-    differences.
-
-    `model_keys` are dotted prefixes of the config, such as "transformer": whatever decides what the parameters mean and
-    what they learn from. What the stored config does not name contradicts nothing: an older version did not know it.
-    """
-
-    def is_fatal(line: str) -> bool:
-        name, _, change = line.partition(": ")
-        return not change.startswith("(absent)") and is_under(name, model_keys)
-
-    changed = diff(stored_config(workdir), from_json(to_json(config)))
-    fatal = [line for line in changed if is_fatal(line)]
-    if fatal:
-        raise ConfigError(
-            f"{workdir} holds a run of another config, so it was left as it is; choose another workdir, or undo:\n  "
-            + "\n  ".join(fatal)
-            + "".join(f"\nalso changed, which alone would be fine: {line}" for line in changed if line not in fatal)
-        )
-    return changed
-
-
-def is_under(name: str, keys: Sequence[str]) -> bool:
-    """Whether the dotted name of a value is one of these keys, or lies below one."""
-    return any(f"{name}.".startswith(f"{key}.") for key in keys)
 
 
 def restore_parts(

@@ -12,9 +12,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from walt.config import ConfigError, diff
+from walt.config import ConfigError, diff, from_json, to_json
 from walt.parallel.mesh import batch_shards, count_rows
-from walt.training.checkpoint import check_config, is_under
+from walt.training.checkpoint import stored_config
 from walt.training.config import TrainingConfig
 from walt.training.folder import check_folder, latest_step
 from walt.training.metrics import read_metrics
@@ -44,6 +44,34 @@ def check_workdir(
             f"{workdir} is at step {step} already, but num_steps is {config.num_steps}: raise it or choose another workdir"
         )
     return step, changed
+
+
+def check_config(workdir: epath.PathLike, config: ConfigDict, model_keys: Sequence[str]) -> list[str]:
+    """Refuse (`ConfigError` with the differences) to resume with another value under `model_keys`; returns the other
+    differences.
+
+    `model_keys` are dotted prefixes of the config, such as "transformer": whatever decides what the parameters mean and
+    what they learn from. What the stored config does not name contradicts nothing: an older version did not know it.
+    """
+
+    def is_fatal(line: str) -> bool:
+        name, _, change = line.partition(": ")
+        return not change.startswith("(absent)") and is_under(name, model_keys)
+
+    changed = diff(stored_config(workdir), from_json(to_json(config)))
+    fatal = [line for line in changed if is_fatal(line)]
+    if fatal:
+        raise ConfigError(
+            f"{workdir} holds a run of another config, so it was left as it is; choose another workdir, or undo:\n  "
+            + "\n  ".join(fatal)
+            + "".join(f"\nalso changed, which alone would be fine: {line}" for line in changed if line not in fatal)
+        )
+    return changed
+
+
+def is_under(name: str, keys: Sequence[str]) -> bool:
+    """Whether the dotted name of a value is one of these keys, or lies below one."""
+    return any(f"{name}.".startswith(f"{key}.") for key in keys)
 
 
 def check_same_everywhere(
