@@ -288,7 +288,7 @@ def test_a_manifest_with_absurd_shapes_is_refused_before_anything_is_allocated(c
 
 
 def test_a_shard_that_is_away_for_a_while_changes_nothing(clips_dir: Path, tmp_path: Path) -> None:
-    data = Path(shutil.copytree(clips_dir, tmp_path / "data"))
+    data = Path(shutil.copytree(clips_dir, tmp_path / "corruption"))  # a word that errors about damage have too
     loader = ClipLoader(LoaderConfig(str(data), batch_size=17))
     shard = sorted(data.glob("*.arrayrecord"))[0]
     shard.rename(tmp_path / "away")

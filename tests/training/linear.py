@@ -177,6 +177,7 @@ class SlowEvaluator:
     evaluate: Callable
     every: int = 10
     name: str = "slow"
+    takes_long: bool = True
 
     def __call__(self, state, step):
         return self.evaluate(state, step)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import jax
 import jobs
@@ -11,13 +12,16 @@ import pytest
 import trainings
 
 from walt.config import ConfigError
-from walt.training import loop
+from walt.parallel.config import MeshConfig
+from walt.parallel.mesh import make_mesh
+from walt.training import loop, preemption
 from walt.training.anomalies import Judge, LossSpikeError, NonFiniteError, SkippedBatches
-from walt.training.checkpoint import Clock
+from walt.training.checkpoint import Checkpoints, Clock, RollBack
 from walt.training.config import AnomalyConfig
 from walt.training.folder import latest_step
 from walt.training.metrics import read_metrics
-from walt.training.repetition import SilentCorruptionError
+from walt.training.repetition import SilentCorruptionError, copied, require_same
+from walt.training.state import create_state
 
 BAD = {
     "loss": linear.LinearTask(bad_loss_at=25),
@@ -155,6 +159,36 @@ def test_a_single_bit_that_differs_stops_the_run(tmp_path, monkeypatch, value):
     ):
         linear.run(tmp_path, config(num_steps=20, repeat_every=12))
     assert latest_step(tmp_path) == 10
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_the_copy_of_every_device_is_looked_at(device):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        state = create_state(linear.LinearTask(), linear.make_config(), mesh)
+        same = copied(state)
+        require_same(1, state, same)
+        bias = same.params["model"]["linear"]["bias"]
+        values = [np.array(shard.data) for shard in bias.addressable_shards]
+        values[device][3] += 1e-7
+        parts = [jax.device_put(value, shard.device) for value, shard in zip(values, bias.addressable_shards)]
+        wrong = jax.make_array_from_single_device_arrays(bias.shape, bias.sharding, parts)
+        same.params["model"]["linear"]["bias"] = wrong
+        with pytest.raises(SilentCorruptionError, match=r"1 of .* arrays differ, such as params/model/linear/bias"):
+            require_same(1, state, same)
+
+
+def test_a_signal_during_a_roll_back_cuts_no_save_short(tmp_path, monkeypatch):
+    wait, could_be_ended = Checkpoints.wait, []
+
+    def waiting(self):
+        if isinstance(sys.exc_info()[1], RollBack):
+            could_be_ended.append(preemption._active.may_end())
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", waiting)
+    linear.run(tmp_path, config(loss="roll_back"), task=BAD["loss"])
+    assert could_be_ended[0] is False
 
 
 @pytest.mark.parametrize(

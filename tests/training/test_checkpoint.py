@@ -67,9 +67,8 @@ def test_the_config_is_json(trained):
     assert stored_config(trained[0]).mesh.data == -1
 
 
-@pytest.mark.parametrize("broken", ["20.orbax-checkpoint-tmp", "20"])
-def test_half_written_checkpoints_are_ignored_but_said(copied, caplog, broken):
-    # What a killed save leaves (the first), and a copy that was cut short (the second).
+def test_half_written_checkpoints_are_ignored_but_said(copied, caplog):
+    broken = "20.orbax-checkpoint-tmp"
     (copied / "checkpoints" / "20").rename(copied / "checkpoints" / broken)
     (copied / "checkpoints" / broken / "commit_success.txt").unlink()
     shutil.rmtree(copied / "checkpoints" / broken / "training")
@@ -78,7 +77,7 @@ def test_half_written_checkpoints_are_ignored_but_said(copied, caplog, broken):
     assert f"ignoring half-written checkpoint {copied / 'checkpoints' / broken}" in caplog.text
     caplog.clear()
     state = linear.run(copied, linear.make_config(num_steps=20, keep_checkpoints=2))
-    assert "ignoring half-written checkpoint" in caplog.text
+    assert f"removing {copied / 'checkpoints' / broken}, which an interruption has left" in caplog.text
     assert int(state.step) == 20 and latest_step(copied) == 20
 
 
@@ -120,7 +119,9 @@ def test_a_run_goes_on_with_another_weight_decay(copied):
 
 def test_a_damaged_config_is_called_damaged(copied):
     (copied / "checkpoints" / "20" / "config" / "metadata").write_text('{"num_st')
-    with pytest.raises(CheckpointError, match=r"checkpoints/20 cannot be read: .*JSON.*; it is damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/20 cannot be read: config/metadata has 8 bytes.*; it is damaged"
+    ):
         linear.run(copied, linear.make_config(num_steps=30))
 
 

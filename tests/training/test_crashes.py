@@ -14,10 +14,11 @@ import linear
 import numpy as np
 import pytest
 import trainings
-from orbax.checkpoint._src.path import atomicity
+from orbax.checkpoint._src.path import atomicity, atomicity_defaults
 
 from walt.config import ConfigError
 from walt.training import checksums
+from walt.training import folder as folder_of_checkpoints
 from walt.training.checkpoint import restore_parts, stored_clock
 from walt.training.config import SavingConfig
 from walt.training.folder import CheckpointError, latest_step
@@ -31,6 +32,13 @@ def steps(workdir):
 def start(workdir, **settings):
     [process] = jobs.start([linear.__file__, str(workdir), json.dumps(settings)], 1)
     return process
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def wait_for(condition, process):
@@ -102,7 +110,9 @@ DAMAGE = {
     "the end of an array": ("training/**/d/*", truncate, r"has \d+ bytes, and \d+ were written"),
     "a file": ("weights/**/d/*", lambda file: file.unlink(), "is missing"),
     "a digit of the clock": ("clock/metadata", flip, "clock/metadata does not hold what was written"),
+    "a digit of the config": ("config/metadata", flip, "config/metadata does not hold what was written"),
     "the list itself": ("checksums.json", truncate, "is no list of checksums"),
+    "the whole list": ("checksums.json", lambda file: file.unlink(), "checksums.json is missing"),
 }
 
 
@@ -121,6 +131,66 @@ def test_damage_is_named_and_the_one_before_is_offered(copied, what):
     assert int(linear.run(copied, linear.make_config(num_steps=12)).step) == 12
 
 
+@pytest.mark.parametrize("missing", ["weights", "training/commit_success.txt", "commit_success.txt", "."])
+def test_a_newest_checkpoint_of_which_a_part_is_missing_is_damaged_and_not_passed_over(copied, missing):
+    path = copied / "checkpoints" / "20" / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if missing == ".":
+        path.mkdir()
+    message = "checkpoints/20 cannot be read: .*commit_success.txt is missing; it is damaged: move it .* of step 10$"
+    for use in (restore_parts, lambda workdir: linear.run(workdir, linear.make_config(num_steps=30))):
+        with pytest.raises(CheckpointError, match=message):
+            use(copied)
+    assert restore_parts(copied, 10)[4] == 10
+    shutil.rmtree(copied / "checkpoints" / "20")
+    assert int(linear.run(copied, linear.make_config(num_steps=12)).step) == 12
+
+
+def test_what_a_deletion_has_left_of_an_older_one_is_no_damage(copied, caplog):
+    shutil.rmtree(copied / "checkpoints" / "10" / "weights")
+    assert restore_parts(copied)[4] == 20
+    assert int(linear.run(copied, linear.make_config(num_steps=22)).step) == 22
+    assert f"removing {copied / 'checkpoints' / '10'}, which an interruption has left" in caplog.text
+    assert not (copied / "checkpoints" / "10").exists()
+
+
+@pytest.fixture
+def as_in_a_bucket(monkeypatch):
+    """Orbax writes a save under its name, as it does where folders cannot be renamed at once."""
+    for name in ("get_default_temporary_path_class", "get_item_default_temporary_path_class"):
+        monkeypatch.setattr(atomicity_defaults, name, lambda *args, **kwargs: atomicity.CommitFileTemporaryPath)
+    monkeypatch.setattr(folder_of_checkpoints, "_in_bucket", lambda path: True)
+
+
+def test_in_a_bucket_the_mark_tells_what_is_half_written(tmp_path, as_in_a_bucket):
+    settings = {"num_steps": 20, "keep_checkpoints": 2}
+    linear.run(tmp_path, linear.make_config(**settings))
+    folder = tmp_path / "checkpoints"
+    assert steps(tmp_path) == [10, 20] and all((folder / name / "checksums.json").exists() for name in ("10", "20"))
+    shutil.copytree(folder / "20", folder / "25")
+    (folder / "25" / "commit_success.txt").unlink()
+    assert latest_step(tmp_path) == 20 and int(linear.run(tmp_path, linear.make_config(num_steps=22)).step) == 22
+    assert not (folder / "25").exists()
+    (folder / "22" / "weights" / "commit_success.txt").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"22 cannot be read: weights/commit_success.txt is missing; it is damaged"
+    ):
+        linear.run(tmp_path, linear.make_config(num_steps=24))
+
+
+@pytest.mark.parametrize("moved", ["replaced", "proper"])
+def test_a_move_that_a_bucket_did_not_finish_costs_no_checkpoint(copied, as_in_a_bucket, moved):
+    """It moves file by file, the marks perhaps first: both folders look whole, and one is."""
+    folder = copied / "checkpoints"
+    shutil.copytree(folder / "20", folder / "20.replaced")
+    partial = folder / ("20.replaced" if moved == "replaced" else "20")
+    for file in partial.rglob("d/*"):
+        file.unlink()
+    assert restore_parts(copied)[4] == 20
+    assert int(linear.run(copied, linear.make_config(num_steps=22)).step) == 22
+    assert latest_step(copied) == 22 and not (folder / "20.replaced").exists()
+
+
 def test_a_checkpoint_that_the_run_removes_while_another_reads_it(copied, monkeypatch):
     folder, verify = copied / "checkpoints", checksums.verify
 
@@ -128,7 +198,7 @@ def test_a_checkpoint_that_the_run_removes_while_another_reads_it(copied, monkey
         if read.name == "10":  # the run has saved step 20, and keeps one
             (copied / "later").rename(folder / "20")
             shutil.rmtree(folder / "10")
-        verify(read, *arguments)
+        return verify(read, *arguments)
 
     monkeypatch.setattr(checksums, "verify", meanwhile)
     (folder / "20").rename(copied / "later")
@@ -140,9 +210,15 @@ def test_a_checkpoint_that_the_run_removes_while_another_reads_it(copied, monkey
         restore_parts(copied, 10)
 
 
-def test_checkpoints_of_older_versions_have_no_checksums(copied):
-    (copied / "checkpoints" / "20" / "checksums.json").unlink()
+def test_checkpoints_of_older_versions_have_no_checksums(copied, caplog):
+    folder = copied / "checkpoints" / "20"
+    (folder / "checksums.json").unlink()
+    clock = folder / "clock" / "metadata"
+    clock.write_text(
+        json.dumps({name: value for name, value in json.loads(clock.read_text()).items() if name != "checksums"})
+    )
     assert int(linear.run(copied, linear.make_config(num_steps=22)).step) == 22
+    assert "without checksums: nothing was checked" in caplog.text
 
 
 @contextlib.contextmanager
@@ -159,19 +235,22 @@ def mounted(folder):
 
 
 class Filling(linear.LinearLoader):
-    """Fills the disk before the batch of one step, and makes room again before that of another."""
+    """Fills the disk before the batch of one step, once step 10 is saved, and makes room again before that of another."""
 
-    def __init__(self, file, full, free):
-        super().__init__(seconds=0.05)  # so that the save of step 10 is done before
-        self.file, self.full, self.free, self.hang = file, full, free, self.fill
+    def __init__(self, workdir, file, full, free):
+        super().__init__()
+        self.workdir, self.file, self.full, self.free, self.hang = workdir, file, full, free, self.fill
 
     def fill(self, step):
         if step == self.full:
+            wait_until(lambda: latest_step(self.workdir) == 10)
             with contextlib.suppress(OSError), self.file.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
         elif step == self.free:
             self.file.unlink()
+        elif self.full < step < self.free:
+            time.sleep(0.3)  # a save needs time to fail
 
 
 @pytest.mark.parametrize("reaction", ["stop", "go_on"])
@@ -179,7 +258,7 @@ def test_a_disk_that_is_full(tmp_path, caplog, reaction):
     with mounted(tmp_path / "disk"):
         workdir = tmp_path / "disk" / "run"
         config = linear.make_config(num_steps=40, saving=SavingConfig(disk_full=reaction), log_every=100)
-        loader = Filling(tmp_path / "disk" / "filler", 15, 25)
+        loader = Filling(workdir, tmp_path / "disk" / "filler", 15, 25)
         if reaction == "stop":
             with pytest.raises(CheckpointError, match=r"the disk is full: (.|\n)*; the last good one is of step 10"):
                 linear.run(workdir, config, loader=loader)
@@ -248,7 +327,7 @@ def test_another_error_fails_the_run_whatever_is_said_of_full_disks_and_soon(tmp
 class Measured:
     """An evaluator whose figure is told beforehand."""
 
-    name, every = "heldout", 10
+    name, every, takes_long = "heldout", 10, False
 
     def __init__(self, figures):
         self.figures = figures
@@ -274,6 +353,24 @@ def test_one_of_every_so_many_hours_is_kept(tmp_path):
     linear.run(tmp_path, config, loader=linear.LinearLoader(seconds=0.05))
     kept = steps(tmp_path)
     assert 60 in kept and 3 <= len(kept) < 7, kept
+
+
+def test_a_figure_that_nothing_measures_keeps_nothing_and_that_is_said(tmp_path, caplog):
+    def config(name):
+        return linear.make_config(num_steps=30, keep_checkpoints=1, saving=SavingConfig(keep_best=2, best_metric=name))
+
+    with pytest.raises(ConfigError, match=r"best_metric is 'held/loss', but nothing named 'held' .*; there is heldout"):
+        linear.run(tmp_path, config("held/loss"), evaluators=[Measured({})])
+    assert not (tmp_path / "checkpoints").exists()
+    linear.run(tmp_path, config("heldout/los"), evaluators=[Measured({})])
+    assert steps(tmp_path) == [30]
+    assert "no checkpoint is kept for its heldout/los, which is not measured; there is heldout/loss" in caplog.text
+    never = Measured({})
+    never.every = 7
+    with pytest.raises(
+        ConfigError, match="measured every 7 steps and a checkpoint written every 10, so none of 30 steps has both"
+    ):
+        linear.run(tmp_path / "other", config("heldout/loss"), evaluators=[never])
 
 
 def test_settings_that_make_no_sense_are_named():

@@ -16,6 +16,7 @@ from walt.config import ConfigError, to_config_dict
 from walt.parallel.config import MeshConfig
 from walt.training.budget import steps_for_budget
 from walt.training.checkpoint import restore_parts
+from walt.training.config import AnomalyConfig
 from walt.training.folder import latest_step
 from walt.training.heldout import HeldOut
 from walt.training.loop import Initial, Interrupted, NonFiniteError
@@ -54,7 +55,7 @@ def run_until(workdir, config, step, **arguments):
 class Counting:
     """An evaluator that remembers when it was asked."""
 
-    name = "counting"
+    name, takes_long = "counting", False
 
     def __init__(self, every=5, fails_at=None):
         self.every, self.fails_at, self.asked = every, fails_at, []
@@ -117,7 +118,7 @@ def test_a_finished_run_is_a_no_op(tmp_path, capsys):
     assert restore_parts(tmp_path)[2]["mean_loss"] > 100
     printed = capsys.readouterr().out
     assert f"trained {tmp_path} to step 20, which is saved" in printed
-    assert "has finished its 20 steps; nothing to do" in printed
+    assert "has finished its 20 steps; a larger" in printed
 
 
 def test_finishing_at_a_step_that_is_saved_already(tmp_path):
@@ -358,9 +359,18 @@ def test_a_batch_size_that_does_not_divide(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("takes_long", [False, True])
+def test_a_state_is_saved_before_it_is_evaluated_for_long(tmp_path, takes_long):
+    evaluator = Counting(every=5)
+    evaluator.takes_long = takes_long
+    linear.run(tmp_path, linear.make_config(num_steps=20, keep_checkpoints=9), evaluators=[evaluator])
+    saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == ([0, 5, 10, 15, 20] if takes_long else [0, 10, 20])
+
+
 def test_steps_for_budget_leaves_no_trace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    task, config = linear.LinearTask(), linear.make_config()
+    task, config = linear.LinearTask(), linear.make_config(anomalies=AnomalyConfig(spike="skip"))
     steps = steps_for_budget(task, linear.LinearLoader(seconds=0.02), config, 2.0, devices=jax.devices()[:1])
     assert 10 <= steps <= 100
     assert list(tmp_path.iterdir()) == []

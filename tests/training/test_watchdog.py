@@ -1,7 +1,9 @@
 """Runs that hang: where they do is said, and those that hang for good are ended."""
 
+import contextlib
 import json
 import signal
+import threading
 import time
 
 import jobs
@@ -12,6 +14,7 @@ from walt.config import ConfigError
 from walt.training import watchdog
 from walt.training.config import WatchdogConfig
 from walt.training.folder import latest_step
+from walt.training.preemption import Interrupted
 from walt.training.state import Initial
 from walt.training.watchdog import LOADING, Watchdog
 
@@ -57,10 +60,33 @@ def test_the_stacks_of_a_run_in_a_bucket_are_all_kept(bucket):
 def test_a_bucket_that_does_not_answer_ends_no_watch(bucket, caplog):
     reasons = []
     bucket.down = True
-    with Watchdog("gs://runs/film", WatchdogConfig(fail_seconds=0.2), 3, reasons.append):
+    with Watchdog("gs://runs/film", WatchdogConfig(fail_seconds=0.2), 3, reasons.append) as dog:
+        dog.start_heartbeat()
         stall_here(0.6)
     assert "nothing has happened for" in reasons[0]
-    assert caplog.text.count("heartbeat.0.json could not be written: 503") == 1
+    assert caplog.text.count("heartbeat.0.json could not be written: 503") == 2  # the first and the last
+
+
+@pytest.mark.parametrize("hanging", ["_write_heartbeat", "_write_stacks"])
+def test_storage_that_hangs_hides_no_hang(tmp_path, monkeypatch, hanging):
+    """Nor does it hold up the end of a run."""
+    reasons, released, began = [], threading.Event(), time.monotonic()
+    monkeypatch.setattr(watchdog, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(Watchdog, hanging, lambda self, *text: released.wait())
+    with Watchdog(tmp_path, WatchdogConfig(fail_seconds=0.3, heartbeat_seconds=0.1), 3, reasons.append) as dog:
+        dog.start_heartbeat()
+        stall_here(1.0)
+    assert "nothing has happened for" in reasons[0] and time.monotonic() - began < 5
+    released.set()
+
+
+def test_storage_that_is_slow_hides_no_hang(tmp_path, monkeypatch):
+    reasons = []
+    monkeypatch.setattr(Watchdog, "_write_heartbeat", lambda self: time.sleep(0.4))
+    with Watchdog(tmp_path, WatchdogConfig(fail_seconds=0.5, heartbeat_seconds=0.01), 3, reasons.append) as dog:
+        dog.start_heartbeat()
+        stall_here(1.2)
+    assert reasons
 
 
 def test_whatever_goes_wrong_in_the_watchdog_is_said_once_and_it_goes_on(tmp_path, caplog):
@@ -113,6 +139,7 @@ def test_a_run_that_hangs_for_good_fails(tmp_path, phase):
 
 def test_the_heartbeat_tells_a_run_that_hangs_from_one_that_is_gone(tmp_path):
     with Watchdog(tmp_path, WatchdogConfig(heartbeat_seconds=0.05), 0) as dog:
+        dog.start_heartbeat()
         steps(dog, 3)
         time.sleep(0.4)
         before = json.loads((tmp_path / "heartbeat.0.json").read_text())
@@ -120,6 +147,17 @@ def test_the_heartbeat_tells_a_run_that_hangs_from_one_that_is_gone(tmp_path):
         after = json.loads((tmp_path / "heartbeat.0.json").read_text())
     assert before["step"] == after["step"] == 3 and before["step_time"] == after["step_time"]
     assert after["time"] > before["time"] + 0.2 and after["phase"] == "training"
+
+
+@pytest.mark.parametrize(("error", "phase"), [(None, "finished"), (Interrupted(signal.SIGTERM), "stopped")])
+def test_the_last_heartbeat_says_how_a_run_ended(tmp_path, error, phase):
+    with contextlib.suppress(Interrupted), Watchdog(tmp_path, WatchdogConfig(heartbeat_seconds=60), 0) as dog:
+        dog.start_heartbeat()
+        steps(dog, 3)
+        if error:
+            raise error
+    last = json.loads((tmp_path / "heartbeat.0.json").read_text())
+    assert last["phase"] == phase and last["step"] == 3
 
 
 @pytest.mark.slow
@@ -141,17 +179,20 @@ def test_a_process_whose_loader_hangs_is_ended_and_one_that_was_stopped_is_not(t
     assert stopped.status == 0, stopped.errors
 
 
-def test_a_hang_before_the_first_step_is_seen_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["first batch", "first state"])
+def test_a_hang_before_the_first_step_is_seen_too(tmp_path, monkeypatch, place):
     failed, end = [], time.monotonic() + 30
     monkeypatch.setattr(watchdog, "end_all", lambda reason, status: failed.append(reason))
 
-    def hang():
+    def hang(step=0):
         while not failed:
             assert time.monotonic() < end
             time.sleep(0.05)
         return Initial()
 
-    linear.run(tmp_path, linear.make_config(watchdog=WatchdogConfig(fail_seconds=0.5)), on_start=hang)
+    config = linear.make_config(watchdog=WatchdogConfig(fail_seconds=0.5))
+    hangs = {"loader": linear.LinearLoader(hang=hang)} if place == "first batch" else {"on_start": hang}
+    linear.run(tmp_path, config, **hangs)
     assert "nothing has happened for" in failed[0] and "after step 0 (starting)" in failed[0]
 
 

@@ -185,7 +185,7 @@ class RecordSource:
             except Exception as error:  # array_record raises plain RuntimeErrors, whose text alone tells them apart
                 self._shards[number].close()
                 failures += 1
-                damaged = "orrupt" in str(error)
+                damaged = "orrupt" in str(error).replace(str(self._shards[number].path), "")
                 if left <= 0 or (damaged and failures > 1):
                     if not damaged:
                         self._given_up.add(number)
@@ -198,7 +198,7 @@ class _ShardReader:
     """One file, opened at the first read; pickles as one that is not open."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self.path = path
         self._reader: Any = None
         self._lock = threading.Lock()
 
@@ -207,12 +207,12 @@ class _ShardReader:
             if self._reader is None:
                 # No reading ahead: records are wanted in random order.
                 self._reader = array_record_module.ArrayRecordReader(
-                    str(self._path), options="readahead_buffer_size:0", file_reader_buffer_size=2**15
+                    str(self.path), options="readahead_buffer_size:0", file_reader_buffer_size=2**15
                 )
             reader = self._reader
         (data,) = reader.read([position])
         if not data:  # what a file gives that was cut short while it was open
-            raise OSError(f"{self._path} ends before this record")
+            raise OSError(f"{self.path} ends before this record")
         return data
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ class _ShardReader:
             self._reader = None
 
     def __reduce__(self) -> tuple:
-        return _ShardReader, (self._path,)
+        return _ShardReader, (self.path,)
 
 
 def unpack(data: bytes, max_bytes: int = MAX_RECORD_BYTES) -> dict[str, Any]:

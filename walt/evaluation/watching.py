@@ -64,7 +64,7 @@ class SampleDistance:
     cache: Path = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
-        self.every, protocol = self.config.every, PROTOCOLS[self.config.protocol]
+        self.every, self.takes_long, protocol = self.config.every, True, PROTOCOLS[self.config.protocol]
         # Before the run begins: missing weights, statistics that were made otherwise or clips of another shape must not end it hours later.
         weights = networks.NETWORKS[protocol.network].read(self.config.weights)
         self._extractor = Extractor(protocol, weights)
@@ -128,7 +128,7 @@ class ReconstructionFigures:
     workdir: epath.PathLike
 
     def __post_init__(self) -> None:
-        self.every = self.config.every
+        self.every, self.takes_long = self.config.every, True
         chosen = evenly_spaced(len(self.clips), self.config.clips).tolist()
         self.clips = self.clips.rows(chosen)
         self._extractor = self._network()

@@ -91,6 +91,7 @@ class SampleVideos:
     every: int
     low_latents: np.ndarray | None = None
     name: str = "samples"
+    takes_long: bool = True
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
         low = None

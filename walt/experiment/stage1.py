@@ -136,6 +136,7 @@ class CriticWatch:
     every: int
     patience: int = 200
     name: str = "critic"
+    takes_long: bool = False
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
         record = jax.device_get(state.extra[CRITIC])

@@ -54,7 +54,7 @@ class SkippedBatches:
         """Raises `OSError` if that cannot be written down: the batch would come again after the next start."""
         self.steps.add(step)
         ids = None if self._ids is None else np.asarray(self._ids(step)).tolist()
-        logging.warning("the batch of step %d is left out from now on: %s; its examples: %s", step, reason, ids)
+        logging.warning("batch %d, from 0, is left out from now on: %s; its examples: %s", step, reason, ids)
         entry = {"step": step, "reason": reason, "example_ids": ids}
         jsonlines.append(self._folder / FILE.format(process=jax.process_index()), [entry])
 
@@ -94,24 +94,25 @@ class Judge:
         spike = not bad and values["loss"] > limit
         self.in_a_row = self.in_a_row + 1 if values["skipped"] else 0
         if bad:
-            self._react(self._anomalies.loss, update, ", ".join(bad), NonFiniteError)
+            self._react("loss", update, ", ".join(bad), NonFiniteError)
         elif spike:
             reason = f"loss is {values['loss']:.6g}, which is above {limit:.6g}, a jump,"
-            self._react(self._anomalies.spike, update, reason, LossSpikeError)
+            self._react("spike", update, reason, LossSpikeError)
         elif values["skipped"]:
-            self._react(self._anomalies.gradients, update, "a gradient is not finite", NonFiniteError)
+            self._react("gradients", update, "a gradient is not finite", NonFiniteError)
         if self._anomalies.spike != "ignore" and not bad and not values["skipped"]:
             self.losses = [*self.losses, (update, values["loss"])][-self._anomalies.spike_window - 1 :]
 
-    def _react(self, reaction: str, update: int, reason: str, error: type[Exception]) -> None:
+    def _react(self, kind: str, update: int, reason: str, error: type[Exception]) -> None:
+        reaction = getattr(self._anomalies, kind)
         if reaction == "stop":
-            raise error(_stopped(update, reason, applied=error is LossSpikeError))
+            raise error(_stopped(update, kind, reason, applied=error is LossSpikeError))
         if reaction == "roll_back":
             if len(self._skipped.steps) >= self._anomalies.max_skipped_batches:
                 left_out = ", ".join(map(str, sorted(self._skipped.steps)))
                 raise error(
                     f"{reason} at step {update}, after {len(self._skipped.steps)} batches were left out (of steps {left_out}), and "
-                    "anomalies.max_skipped_batches allows no more; the last good checkpoint is kept"
+                    "training.anomalies.max_skipped_batches allows no more; the last good checkpoint is kept"
                 )
             self._skipped.add(update - 1, f"{reason} at step {update}")
             raise RollBack
@@ -122,10 +123,10 @@ class Judge:
             )
 
 
-def _stopped(update: int, reason: str, applied: bool) -> str:
+def _stopped(update: int, kind: str, reason: str, applied: bool) -> str:
     update_too = "" if applied else "the update was not applied, and "
     return (
         f"{reason} at step {update}; {update_too}the last good checkpoint is kept. "
-        "Resuming repeats this step exactly: lower the learning rate or clip_norm, go back to an earlier one, or let the batch be left out "
-        "(--config.training.anomalies)"
+        "Resuming repeats this step exactly: lower training.optimizer.learning_rate or training.clip_norm, move checkpoints away to go back to "
+        f"an earlier one, or leave the batch out (--config.training.anomalies.{kind}=roll_back)"
     )

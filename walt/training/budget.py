@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -35,12 +36,13 @@ def steps_for_budget(
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         state, batches = create_state(task, config, mesh, axes), loader.batches(0)
-        step, learning_rate = make_train_step(task, config, mesh, axes), config.optimizer.learning_rate
-        run = step.lower(state, put_batch(next(batches), mesh), learning_rate).compile()
+        step, scalars = make_train_step(task, config, mesh, axes), [config.optimizer.learning_rate]
+        scalars += [math.inf] if config.anomalies.spike == "skip" else []  # no loss is above the limit
+        run = step.lower(state, put_batch(next(batches), mesh), *scalars).compile()
         times = []
         for _ in range(trial_steps + 1):
             began = time.perf_counter()
-            state, metrics = run(state, put_batch(next(batches), mesh), learning_rate)
+            state, metrics = run(state, put_batch(next(batches), mesh), *scalars)
             jax.block_until_ready((state, metrics))
             times.append(time.perf_counter() - began)
     return max(1, int(seconds / statistics.median(times[1:])))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from walt.training.folder import (
     ITEMS,
     REPLACED,
     CheckpointError,
+    check_newest,
     is_whole,
     latest_step,
     put_back,
@@ -42,12 +43,14 @@ from walt.training.state import TrainState
 from walt.training.task import Tree
 
 CHUNK_BYTES = 2**24  # a process that wants a part of an array reads the chunks that the part lies in
+SAVE_SECONDS = 3600  # within which the processes of a job must be done with a save; the first one reads it once more, for the checksums
 
 
 @dataclass(frozen=True)
 class Clock:
     """The state of the metrics: `seconds` trained so far, and the sums since the last line of the log, so that a
-    resumed run writes the same lines; `losses` are the last ones, by step, where spikes are looked for.
+    resumed run writes the same lines; `losses` are the last ones, by step, where spikes are looked for; `checksums` says that the
+    checkpoint was given some.
     """
 
     seconds: float = 0.0
@@ -57,6 +60,7 @@ class Clock:
     skipped_in_a_row: int = 0
     finished: bool = False
     losses: list[list[float]] = field(default_factory=list)
+    checksums: bool = False
 
 
 class RollBack(BaseException):
@@ -96,7 +100,7 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.options.AsyncOptions(timeout_secs=SAVE_SECONDS, post_finalization_callback=self._seal),
         )
         return ocp.CheckpointManager(self.directory, item_names=ITEMS, options=options)
 
@@ -123,7 +127,7 @@ class Checkpoints:
             weights=ocp.args.StandardSave(weights, _in_chunks(weights)),
             training=ocp.args.StandardSave(training, _in_chunks(training)),
             config=ocp.args.JsonSave(json.loads(to_json(config))),
-            clock=ocp.args.JsonSave(vars(clock)),
+            clock=ocp.args.JsonSave({**vars(clock), "checksums": True}),
         )
         with self._replacing(step) if step == self.latest else contextlib.nullcontext():
             self._saved = step
@@ -195,7 +199,10 @@ class Checkpoints:
             raise
         except Exception as error:  # whatever the background thread met
             if not (self._goes_on and is_disk_full(error)):
-                raise self._failed(error) from error
+                failed = self._failed(error)
+                if is_disk_full(error) and jax.process_count() == 1:
+                    remove_unsaved(self._workdir)  # of no use, and in the way of others
+                raise failed from error
             logging.error("%s; the run goes on, and tries again with the next one", self._failed(error))
             with contextlib.suppress(Exception):  # the same once more
                 self._manager.close()
@@ -207,11 +214,12 @@ class Checkpoints:
         return self._failed(OSError(f"no space left on device, after {self.failed} attempts"))
 
     def _failed(self, error: Exception) -> CheckpointError:
-        full = "the disk is full: " if is_disk_full(error) else ""
-        cause = str(error).split(" [tensorstore_spec=")[0]
-        last = latest_step(self._workdir)
-        good = "" if last is None else f"; the last good one is of step {last}"
-        return CheckpointError(f"a checkpoint in {self.directory} could not be written: {full}{cause}{good}")
+        cause, last = str(error).split(" [tensorstore_spec=")[0], latest_step(self._workdir)
+        advice = "" if last is None else f"; the last good one is of step {last}"
+        if is_disk_full(error):
+            cause = f"the disk is full: {cause}"
+            advice += ", from which the same command goes on once there is space"
+        return CheckpointError(f"a checkpoint in {self.directory} could not be written: {cause}{advice}")
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Clock]:
         """The latest state, placed on the devices that `abstract` names: any mesh, not only that of the run which saved
@@ -226,7 +234,10 @@ class Checkpoints:
             "training": {"step": abstract.step, "opt": abstract.opt, "key": abstract.key},
         }
         with reading(folder):
-            checksums.verify(folder, ITEMS, jax.process_index(), jax.process_count())
+            if not _verify(folder, ITEMS, jax.process_index(), jax.process_count()):
+                logging.warning(
+                    "checkpoint %s was written by an older version, without checksums: nothing was checked", folder
+                )
             stored = {item: _stored_tree(folder / item) for item in wanted}
         _check_same_arrays(folder, stored, wanted)
         # Orbax wants the structure that it stored, down to containers without arrays; the names alone decide what is what.
@@ -244,6 +255,7 @@ def stored_config(workdir: epath.PathLike, step: int | None = None) -> ConfigDic
     """The resolved config in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
     _, folder = _chosen(workdir, step)
     with reading(folder):
+        _verify(folder, ("config",))
         return from_json((folder / "config" / "metadata").read_text())
 
 
@@ -251,7 +263,17 @@ def stored_clock(workdir: epath.PathLike, step: int | None = None) -> Clock:
     """The clock in the latest (or the given) checkpoint; `CheckpointError` if there is none."""
     _, folder = _chosen(workdir, step)
     with reading(folder):
+        _verify(folder, ("clock",))
         return _clock(json.loads((folder / "clock" / "metadata").read_text()))
+
+
+def _verify(folder: epath.Path, items: Sequence[str], part: int = 0, parts: int = 1) -> bool:
+    """`checksums.verify`, and `DamageError` if there were checksums once."""
+    if checksums.verify(folder, items, part, parts):
+        return True
+    if _clock(json.loads((folder / "clock" / "metadata").read_text())).checksums:
+        raise checksums.DamageError(f"{checksums.FILE} is missing")
+    return False
 
 
 def _clock(values: Any) -> Clock:
@@ -295,7 +317,7 @@ def _weights(folder: epath.Path) -> Any:
     """The weights of a checkpoint as numpy arrays, once their checksums are found right."""
     path = folder.resolve() / "weights"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, reading(folder):
-        checksums.verify(folder, ("weights", "config"))
+        _verify(folder, ("weights", "config"))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _stored_tree(path))
         return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
@@ -364,7 +386,9 @@ def _check_same_arrays(folder: epath.Path, stored_trees: dict[str, Any], wanted_
 
 
 def _chosen(workdir: epath.PathLike, step: int | None) -> tuple[int, epath.Path]:
-    """The latest (or the given) step and the folder of its checkpoint; `CheckpointError` if there is none."""
+    """The latest (or the given) step and the folder of its checkpoint; `CheckpointError` if there is none, or the latest is damaged."""
+    if step is None:
+        check_newest(workdir)
     whole = scan(workdir).whole
     if not whole:
         raise CheckpointError(f"{workdir} holds no checkpoint (looked in {epath.Path(workdir) / FOLDER})")

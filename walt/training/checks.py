@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 from collections.abc import Collection, Sequence
 
@@ -16,9 +17,9 @@ from walt.config import ConfigError, diff, from_json, to_json
 from walt.parallel.mesh import batch_shards, count_rows
 from walt.training.checkpoint import stored_config
 from walt.training.config import TrainingConfig
-from walt.training.folder import check_folder, latest_step
+from walt.training.folder import check_folder, check_newest, latest_step
 from walt.training.metrics import read_metrics
-from walt.training.task import Batch, Task
+from walt.training.task import Batch, Evaluator, Task
 
 NONE = 2**32 - 1  # the step of no checkpoint, among those that processes tell each other
 
@@ -30,6 +31,7 @@ def check_workdir(
     before anything in it is touched.
     """
     check_folder(workdir)
+    check_newest(workdir)
     step = latest_step(workdir)
     if step is None:
         if read_metrics(workdir):
@@ -107,6 +109,25 @@ def check_mesh(mesh: Mesh, divides: Collection[str]) -> None:
             raise ConfigError(
                 f"mesh.{axis} is {mesh.shape[axis]}, but nothing of this model is divided along it; set it to 1"
             )
+
+
+def check_best(config: TrainingConfig, evaluators: Sequence[Evaluator]) -> None:
+    """Refuses to keep the best checkpoints by a figure that is not measured, or never of a state that is saved."""
+    metric = config.saving.best_metric
+    name, slash, _ = metric.partition("/")
+    if not (config.saving.keep_best and slash):
+        return
+    found = {evaluator.name: evaluator for evaluator in evaluators}
+    if name not in found:
+        raise ConfigError(
+            f"saving.best_metric is {metric!r}, but nothing named {name!r} is measured in this run; there is {', '.join(found) or 'nothing'}"
+        )
+    every = found[name].every
+    if not found[name].takes_long and math.lcm(every, config.checkpoint_every) > config.num_steps:
+        raise ConfigError(
+            f"saving.best_metric {metric!r} is measured every {every} steps and a checkpoint written every {config.checkpoint_every}, so none of "
+            f"{config.num_steps} steps has both: let one be a multiple of the other"
+        )
 
 
 def check_batch(rows: Batch, task: Task, config: TrainingConfig, mesh: Mesh) -> None:

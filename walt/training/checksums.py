@@ -7,6 +7,7 @@ itself, not tampering. They are written before the mark that makes a checkpoint 
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from walt.untrusted import field, parse_json
 
 FILE = "checksums.json"
 BLOCK = 2**22  # bytes read at a time
-THREADS = 4  # zlib lets go of Python's lock
+THREADS = min(32, 4 + (os.cpu_count() or 1))  # zlib lets go of Python's lock, and storage is slow to answer
 
 
 class DamageError(ValueError):
@@ -34,22 +35,24 @@ def write(folder: epath.Path, items: Iterable[str]) -> None:
     partial.rename(folder / FILE)
 
 
-def verify(folder: epath.Path, items: Iterable[str], part: int = 0, parts: int = 1) -> None:
-    """Raises `DamageError` unless the files of these parts of a checkpoint are those that were written.
+def complete(folder: epath.Path) -> bool:
+    """Whether all files that were written are there, whatever they hold; false if there is no list of them."""
+    try:
+        return all((folder / name).exists() for name in _listed(folder) if _is_inside(name))
+    except (OSError, DamageError):
+        return False
+
+
+def verify(folder: epath.Path, items: Iterable[str], part: int = 0, parts: int = 1) -> bool:
+    """Raises `DamageError` unless the files of these parts of a checkpoint are those that were written; False if there are no checksums.
 
     Of the files in order, every `parts`-th is looked at from number `part` on: the processes of a job share them.
     """
-    file = folder / FILE
-    if not file.exists():
-        return
-    try:
-        stored = parse_json(file.read_text())
-        sums = {name: field(stored, name, dict) for name in stored}
-        expected = {name: {key: field(entry, key, int) for key in ("bytes", "crc32")} for name, entry in sums.items()}
-    except (ValueError, TypeError) as error:
-        raise DamageError(f"{FILE} is no list of checksums ({error})") from error
+    if not (folder / FILE).exists():
+        return False
+    expected = _listed(folder)
     wanted = tuple(f"{item}/" for item in items)
-    names = [name for name in sorted(expected) if name.startswith(wanted) and ".." not in name.split("/")][part::parts]
+    names = [name for name in sorted(expected) if name.startswith(wanted) and _is_inside(name)][part::parts]
     with ThreadPoolExecutor(THREADS) as pool:
         for name, found in zip(names, pool.map(lambda name: _sum_if_there(folder / name), names)):
             if found is None:
@@ -58,6 +61,21 @@ def verify(folder: epath.Path, items: Iterable[str], part: int = 0, parts: int =
                 raise DamageError(f"{name} has {found['bytes']} bytes, and {expected[name]['bytes']} were written")
             if found != expected[name]:
                 raise DamageError(f"{name} does not hold what was written (its checksum differs)")
+    return True
+
+
+def _listed(folder: epath.Path) -> dict[str, dict[str, int]]:
+    """Name → size and sum of the files that were written."""
+    try:
+        stored = parse_json((folder / FILE).read_text())
+        sums = {name: field(stored, name, dict) for name in stored}
+        return {name: {key: field(entry, key, int) for key in ("bytes", "crc32")} for name, entry in sums.items()}
+    except (ValueError, TypeError) as error:
+        raise DamageError(f"{FILE} is no list of checksums ({error})") from error
+
+
+def _is_inside(name: str) -> bool:
+    return ".." not in name.split("/")
 
 
 def _files(folder: epath.Path) -> Iterable[epath.Path]:

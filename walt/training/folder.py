@@ -1,6 +1,7 @@
 """The folder of checkpoints of a work directory: what in it is whole, what an interruption left, and what is not walt's.
 
-A checkpoint counts once it is whole: Orbax writes a mark after everything else.
+A checkpoint counts once it is whole: Orbax writes a mark after everything else. On a file system a save gets its name by being renamed in
+the end, so one that lacks something under its own name was damaged. In a bucket it is written under its name, and that mark alone tells.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +19,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from walt.config import ConfigError
+from walt.training import checksums
 from walt.training.checksums import DamageError
 
 FOLDER = "checkpoints"
 ITEMS = ("weights", "training", "config", "clock")
 COMMITTED = "commit_success.txt"
 ORBAX_MARKS = (COMMITTED, "_CHECKPOINT_METADATA")
-REPLACED, INCOMPLETE = ".replaced", ".incomplete"
+REPLACED = ".replaced"
 UNSAVED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
+ASIDE = ".incomplete"  # what an older version renamed in place of removing it
 LEFTOVER = re.compile(r"\d+(\.replaced|\.incomplete|\.orbax-checkpoint-tmp.*)")
 DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
 """How TensorStore begins an error about bytes that are not what was written."""
@@ -35,9 +39,12 @@ class CheckpointError(RuntimeError):
 
 
 def check_folder(workdir: epath.PathLike) -> None:
-    """Refuse (`ConfigError`) a work directory whose checkpoints are those of another program: Orbax would count them as
+    """Refuse (`ConfigError`) a work directory that is none, or whose checkpoints are those of another program: Orbax would count them as
     its own, and delete them.
     """
+    path = epath.Path(workdir)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file: a work directory must be a folder, or not be there yet")
     foreign = sorted(entry.name for entry in scan(workdir).foreign)
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
@@ -47,11 +54,23 @@ def check_folder(workdir: epath.PathLike) -> None:
         )
 
 
+def check_newest(workdir: epath.PathLike) -> None:
+    """`CheckpointError` if a checkpoint later than all whole ones is damaged: going on from one before it is not to happen silently. Of
+    those before, one that lacks something may be what is left of a deletion.
+    """
+    found = scan(workdir)
+    for entry in found.unfinished:
+        if _is_damaged(entry, found):
+            missing = next(mark for mark in _marks(entry) if not mark.exists()).relative_to(entry)
+            with reading(entry):
+                raise DamageError(f"{missing} is missing")
+
+
 def recover(workdir: epath.PathLike) -> None:
     """Tidies what an interrupted save left in a work directory; every process of a job calls it, before it trains.
 
-    A checkpoint that was being replaced comes back if its replacement is not whole. What a save left half-written is removed; another
-    one that is not whole, such as a copy that was cut short, is renamed, else Orbax would take it for a whole one.
+    A checkpoint that was being replaced comes back if its replacement is not whole. What a save left half-written and a deletion half-deleted
+    is removed.
     """
     multihost_utils.sync_global_devices("checkpoints seen")  # by every process, as they were
     if jax.process_index() == 0:
@@ -62,16 +81,9 @@ def recover(workdir: epath.PathLike) -> None:
                 logging.warning("checkpoint %s was being replaced and is used again", proper)
         found = scan(workdir)
         for entry in found.unfinished:
-            step_name = entry.name.removesuffix(REPLACED)
-            if step_name != entry.name and int(step_name) in found.whole:
+            if not _is_damaged(entry, found):  # of that the run has told
+                logging.warning("removing %s, which an interruption has left", entry)
                 entry.rmtree()
-                continue
-            if not entry.name.endswith(INCOMPLETE):
-                logging.warning("ignoring half-written checkpoint %s", entry)
-            if UNSAVED.fullmatch(entry.name):
-                entry.rmtree()
-            elif entry.name.isdigit():
-                _rename(entry, entry.with_name(entry.name + INCOMPLETE))
     multihost_utils.sync_global_devices("checkpoints recovered")
 
 
@@ -83,17 +95,11 @@ def remove_unsaved(workdir: epath.PathLike) -> None:
 
 
 def put_back(replaced: epath.Path) -> None:
-    """Makes a checkpoint that was put aside that of its step again; what lies there is not whole, and renamed."""
+    """Makes a checkpoint that was put aside that of its step again; what lies there is not whole, and removed."""
     proper = replaced.with_name(replaced.name.removesuffix(REPLACED))
-    _rename(proper, replaced.with_name(f"{proper.name}{INCOMPLETE}"))
+    if proper.exists():
+        proper.rmtree()
     replaced.rename(proper)
-
-
-def _rename(entry: epath.Path, target: epath.Path) -> None:
-    if entry.exists():
-        if target.exists():
-            target.rmtree()
-        entry.rename(target)
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:
@@ -104,7 +110,8 @@ def latest_step(workdir: epath.PathLike) -> int | None:
 @dataclass(frozen=True)
 class Found:
     """What lies in a folder of checkpoints: step → folder of the whole ones, what an interruption left, and what is not
-    walt's. A whole checkpoint whose replacement is not whole counts, where it was put aside.
+    walt's. A whole checkpoint whose replacement is not whole counts, where it was put aside. Both may bear all marks where a bucket, which
+    moves file by file, was interrupted: then the one counts that has all its files.
     """
 
     whole: dict[int, epath.Path]
@@ -119,11 +126,11 @@ def scan(workdir: epath.PathLike) -> Found:
     whole: dict[int, epath.Path] = {}
     for entry in sorted(ours, key=lambda entry: not entry.name.endswith(REPLACED)):  # replacements last: they count
         step = entry.name.removesuffix(REPLACED)
-        if step.isdigit() and is_whole(entry):
+        if step.isdigit() and is_whole(entry) and (int(step) not in whole or checksums.complete(entry)):
             whole[int(step)] = entry
     return Found(
         whole,
-        unfinished=[entry for entry in ours if entry not in whole.values()],
+        unfinished=[e for e in ours if e not in whole.values() and not e.name.endswith(ASIDE)],
         foreign=[entry for entry in entries if entry not in ours],
     )
 
@@ -147,8 +154,22 @@ def _content(folder: epath.Path) -> set[str]:
 
 def is_whole(path: epath.Path) -> bool:
     """Whether a checkpoint has all its items and marks."""
-    # Orbax writes this file into each item and then into the checkpoint, after everything else.
-    return all((path / item / COMMITTED).exists() for item in (*ITEMS, "."))
+    return all(mark.exists() for mark in _marks(path))
+
+
+def _marks(path: epath.Path) -> list[epath.Path]:
+    """What Orbax writes into each item and then into the checkpoint, after everything else."""
+    return [path / COMMITTED, *(path / item / COMMITTED for item in ITEMS)]
+
+
+def _is_damaged(entry: epath.Path, found: Found) -> bool:
+    """Whether what is not whole was a checkpoint once, and is no remainder of a deletion, for those come when there are later ones."""
+    was_whole = entry.name.isdigit() and (not _in_bucket(entry) or (entry / COMMITTED).exists())
+    return was_whole and int(entry.name) > max(found.whole, default=-1)
+
+
+def _in_bucket(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
@@ -167,7 +188,7 @@ def _advice(damaged: epath.Path) -> str:
     steps = [int(entry.name) for entry in damaged.parent.iterdir() if entry.name.isdigit() and is_whole(entry)]
     before = max((step for step in steps if damaged.name.isdigit() and step < int(damaged.name)), default=None)
     if before is None:
-        return "; it is damaged, and there is none before it"
+        return "; it is damaged, and there is none before it: move the work directory away to begin again"
     return f"; it is damaged: move it out of {FOLDER} to go back to the one before it, of step {before}"
 
 

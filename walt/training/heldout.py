@@ -28,6 +28,7 @@ class HeldOut:
     every: int
     num_batches: int = 4
     name: str = "heldout"
+    takes_long: bool = False
     _run: Callable[..., Mapping[str, jax.Array | Share]] | None = field(default=None, init=False, repr=False)
 
     def __call__(self, state: TrainState, step: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from walt.parallel.processes import failing_together
 from walt.parallel.rules import ParameterAxes
 from walt.training.anomalies import Judge, LossSpikeError, NonFiniteError, SkippedBatches
 from walt.training.checkpoint import Checkpoints, Clock, RollBack, stored_clock
-from walt.training.checks import check_batch, check_mesh, check_same_everywhere, check_workdir
+from walt.training.checks import check_batch, check_best, check_mesh, check_same_everywhere, check_workdir
 from walt.training.claim import claimed
 from walt.training.config import TrainingConfig
 from walt.training.folder import recover
@@ -74,6 +74,7 @@ def train(
     """
     mesh = make_mesh(config.mesh, devices)
     check_mesh(mesh, divides)
+    check_best(config, evaluators)
     check_workdir(workdir, config, resolved_config, model_keys)  # before anything is written there
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(watching(ends=False))
@@ -87,7 +88,7 @@ def train(
             try:
                 return run.go_on()
             except RollBack:  # to the latest checkpoint, as if the run had been started again
-                continue
+                run.rolled_back = True
 
 
 @dataclasses.dataclass
@@ -108,19 +109,22 @@ class _Run:
     stop: StopSignal
     profiler: Profiler
     program: Any = None
+    rolled_back: bool = False
 
     def go_on(self) -> TrainState:
         """Trains from the latest checkpoint, or from nothing, to the end."""
         config, workdir, step = self.config, self.workdir, self._step()
         with contextlib.ExitStack() as stack:
+            watchdog = stack.enter_context(
+                Watchdog(workdir, config.watchdog, step)
+            )  # first, for storage may hang at once
             batches = stack.enter_context(_Batches(self.loader, self.stop, step))
             if step < config.num_steps:
                 # Before anything is written: a mistake in the data must not leave a run that its correction does not fit.
                 check_batch(batches.first(), self.task, config, self.mesh)
             finished = step == config.num_steps and stored_clock(workdir).finished
-            watchdog = Watchdog(workdir, config.watchdog, step)
             if not finished:
-                stack.enter_context(watchdog)  # storage may hang while a checkpoint is read
+                watchdog.start_heartbeat()
             recover(workdir)
             log: MetricLog  # opened once a checkpoint has been read, for it removes the lines of later steps
             metric = lambda at: log.value(at, config.saving.best_metric)  # noqa: E731
@@ -129,7 +133,7 @@ class _Run:
             log = stack.enter_context(contextlib.closing(MetricLog(workdir, step)))
             if finished:
                 _evaluate(self.evaluators, state, step, config, log)
-                tqdm.write(f"{workdir} has finished its {step} steps; nothing to do")
+                tqdm.write(f"{workdir} has finished its {step} steps; a larger training.num_steps would go on")
                 return state
             skipped = SkippedBatches(workdir, getattr(self.loader, "example_ids", None))
             judge = Judge(config, clock, skipped)
@@ -139,7 +143,11 @@ class _Run:
             stack.enter_context(failing_together())  # last, so that it is left first
             course = _Course(self, step, state, batches, checkpoints, log, skipped, judge, watchdog, meter)
             stack.enter_context(self.stop.when(lambda: not course.training))
-            return course.to_the_end()
+            try:
+                return course.to_the_end()
+            except RollBack:
+                checkpoints.wait()  # here, where a signal does not cut the save short
+                raise
 
     def _step(self) -> int:
         """The step to go on from, and a line that says so."""
@@ -147,6 +155,9 @@ class _Run:
         check_same_everywhere(self.workdir, step, self.config, self.resolved_config, self.model_keys)
         if step is None:
             return 0
+        if self.rolled_back:
+            tqdm.write(f"rolled back to step {step}")
+            return step
         for line in changed:
             logging.warning("resuming with a changed config: %s", line)
         tqdm.write(f"resuming {self.workdir} from step {step}")
@@ -177,14 +188,15 @@ class _Course:
     training: bool = False
 
     def to_the_end(self) -> TrainState:
-        """A state is saved before it is evaluated, and both before more data is drawn: whatever happens next, the checkpoint at `step` and the
-        batches from `step` on give the same run.
+        """A state is saved before it is evaluated for long, and both before more data is drawn: whatever happens next, the checkpoint at `step`
+        and the batches from `step` on give the same run.
         """
-        config, stop = self.run.config, self.run.stop
+        config, stop, evaluators = self.run.config, self.run.stop, self.run.evaluators
         while True:
             last, stopping = self.step == config.num_steps, stop.agreed(self.step)
             self.checkpoints.check()
-            if last or stopping or self.step % config.checkpoint_every == 0:
+            takes_long = any(evaluator.takes_long for evaluator in _due(evaluators, self.step, config))
+            if last or stopping or takes_long or self.step % config.checkpoint_every == 0:
                 self.save(last)
             if last or not stopping:
                 self.evaluate()
@@ -321,7 +333,13 @@ def _evaluate(
             found = evaluator(state, step)
             # A number in any case: videos alone would leave no trace in the log, and be made again at every start.
             found = {**found, "seconds": time.perf_counter() - began}
-            log.write(step, {f"{evaluator.name}/{name}": value for name, value in found.items()})
+            logged = {f"{evaluator.name}/{name}": value for name, value in found.items()}
+            log.write(step, logged)
+            best = config.saving.best_metric
+            if config.saving.keep_best and best.startswith(f"{evaluator.name}/") and best not in logged:
+                logging.warning(
+                    "no checkpoint is kept for its %s, which is not measured; there is %s", best, ", ".join(logged)
+                )
 
 
 def _counts(loader: Loader, skipped: SkippedBatches, checkpoints: Checkpoints, step: int) -> dict[str, float]:

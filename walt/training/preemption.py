@@ -111,6 +111,7 @@ class StopSignal:
         if self.received is not None or (self._ends and self.may_end()):
             raise KeyboardInterrupt
         self.received = number
+        _say("stopping after this step, which is saved first; Ctrl-C once more ends at once, without saving")
         self._tell_others()
 
     def _watch(self) -> None:
@@ -128,6 +129,8 @@ class StopSignal:
             self._told()
 
     def _told(self) -> None:
+        if self.received is None:
+            _say("told to end: what is not saved is saved first")
         self.received = self.received or signal.SIGTERM
         threading.Thread(target=self._end, name="end of the run", daemon=True).start()
 
@@ -138,7 +141,9 @@ class StopSignal:
             if self.may_end():
                 from walt.parallel.processes import end_all
 
-                end_all("told to end while there was nothing to save", PREEMPTED)
+                end_all(
+                    "told to end while there was nothing to save that is not saved; the same command goes on", PREEMPTED
+                )
             time.sleep(POLL_SECONDS)
 
     def _tell_others(self) -> None:
@@ -173,6 +178,12 @@ def watching(ends: bool = True) -> Iterator[StopSignal]:
             yield _active
         finally:
             _active = None
+
+
+def _say(text: str) -> None:
+    """A line of its own beside a progress bar; in a handler of signals, where a file that is being written must not be written to."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nwalt: {text}\n".encode())
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:

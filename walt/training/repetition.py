@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Int
 
+from walt.parallel.mesh import mesh_of
 from walt.parallel.rules import path_name
 from walt.training.state import TrainState
 
@@ -21,9 +22,11 @@ def copied(state: TrainState) -> TrainState:
 
 
 def require_same(step: int, first: TrainState, second: TrainState) -> None:
-    """Raises `SilentCorruptionError` naming arrays of which a single bit differs."""
+    """Raises `SilentCorruptionError`, in every process, naming arrays of which a single bit differs on any device: also where several hold
+    the same array, and one of them another copy than the rest.
+    """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(first)]
-    differs = [name for name, found in zip(names, jax.device_get(_differing(first, second))) if found]
+    differs = [name for name, count in zip(names, jax.device_get(_differing(first, second))) if count]
     if differs:
         raise SilentCorruptionError(
             f"step {step} was run twice on the same numbers and gave two results: {len(differs)} of {len(names)} arrays differ, such as "
@@ -31,9 +34,18 @@ def require_same(step: int, first: TrainState, second: TrainState) -> None:
         )
 
 
-@jax.jit
-def _differing(first: TrainState, second: TrainState) -> Bool[Array, " arrays"]:
-    return jnp.stack([jnp.any(_bits(a) != _bits(b)) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second))])
+def _differing(first: TrainState, second: TrainState) -> Int[Array, " arrays"]:
+    """On how many devices each array differs. Each looks at what it holds itself, for which alone this needs `shard_map`."""
+    mesh, (a, b) = mesh_of(first.step), map(jax.tree.leaves, (first, second))
+    specs = [leaf.sharding.spec for leaf in a]
+
+    def compare(a: list[Array], b: list[Array]) -> Int[Array, " arrays"]:
+        differing = [jnp.any(_bits(x) != _bits(y)) for x, y in zip(a, b)]
+        return jax.lax.psum(jnp.stack(differing).astype(jnp.int32), mesh.axis_names)
+
+    # Unchecked, else copies would be taken for equal without a look at them.
+    shards = jax.shard_map(compare, mesh=mesh, in_specs=(specs, specs), out_specs=jax.P(), check_vma=False)
+    return jax.jit(shards)(a, b)
 
 
 def _bits(array: Array) -> Array:

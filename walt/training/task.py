@@ -79,11 +79,12 @@ class Loader(Protocol):
 
 class Evaluator(Protocol):
     """Looks at the state every `every` steps and at the end; must not keep the state, whose memory the next step
-    reuses.
+    reuses. A state is saved before one looks at it that `takes_long`: a run that is told to end then ends at once.
     """
 
     name: str
     every: int
+    takes_long: bool
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float | np.ndarray]:
         """Metrics by name: floats, or uint8 videos [N,T,H,W,3] that are shown in TensorBoard."""

@@ -2,7 +2,10 @@
 
     heartbeat.0.json    of process 0: {"time": now, "step": 120, "step_time": when it was done, "phase": "training", "pid": …, "host": …}
 
-A heartbeat whose `time` is old is that of a process that is gone or stopped; one whose `step_time` is old is that of a process that hangs.
+A heartbeat whose `time` is old is that of a process that is gone; one whose `step_time` is old is that of a process that hangs. At its end a run
+writes the phase "finished", or "stopped" if it was told to end or failed.
+
+The thread that watches touches no storage, which may be what hangs: heartbeats and stacks are written by others, and waited for only so long.
 """
 
 from __future__ import annotations
@@ -31,12 +34,13 @@ from walt.training.config import WatchdogConfig
 
 HEARTBEAT, STACKS = "heartbeat.{process}.json", "stacks.{process}.txt"
 POLL_SECONDS = 0.25
-TRAINING, LOADING = "training", "waiting for data"
+TRAINING, LOADING, FINISHED, STOPPED = "training", "waiting for data", "finished", "stopped"
 MANY = 5  # steps that make a median
+WRITE_SECONDS = 10.0  # how long is waited for a file
 
 
 class Watchdog:
-    """Use as a context manager around a run; `beat` at every step.
+    """Use as a context manager around a run; `beat` at every step. The heartbeat begins with `start_heartbeat`.
 
     Args:
       fail: ends the process, and its job, with a reason.
@@ -60,15 +64,25 @@ class Watchdog:
         self._undisturbed = False  # whether nothing but training happened since the last beat
         self._reported = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Watchdog:
-        self._thread.start()
+        self._start(self._watch, "watchdog")
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._phase = FINISHED if kind is None else STOPPED
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(WRITE_SECONDS)
+
+    def start_heartbeat(self) -> None:
+        """From here on the heartbeat is written."""
+        self._start(self._write_heartbeats, "heartbeat")
+
+    def _start(self, target: Callable[[], None], name: str) -> None:
+        self._threads.append(threading.Thread(target=target, name=name, daemon=True))
+        self._threads[-1].start()
 
     def beat(self, step: int, metrics: Mapping[str, float]) -> None:
         """A step is done, and these are its metrics."""
@@ -99,21 +113,18 @@ class Watchdog:
         self._phase, self._phase_began = phase, time.monotonic()
 
     def _watch(self) -> None:
-        before, written, failed = time.monotonic(), -math.inf, False
+        before, failed = time.monotonic(), False
         while not self._ended.wait(POLL_SECONDS):
             now = time.monotonic()
             if now - before > 10 * POLL_SECONDS:  # this process itself was stopped, or got no time
                 self._beat, self._phase_began = self._beat + now - before, self._phase_began + now - before
-            before = now
             try:
-                if now - written >= self._config.heartbeat_seconds:
-                    written = now
-                    self._write_heartbeat()
                 self._look(now)
             except Exception as error:  # whatever it is, nobody else watches
                 if not failed:
                     logging.warning("the watchdog goes on, after %s: %s", type(error).__name__, error)
                 failed = True
+            before = time.monotonic()
 
     def _look(self, now: float) -> None:
         phase, config = self._phase, self._config
@@ -139,10 +150,22 @@ class Watchdog:
         metrics = json.dumps(self._metrics)
         text = f"{time.strftime('%FT%T')} {reason}\nlast metrics: {metrics}\n{_stacks()}"
         print(f"walt: {text}", file=sys.stderr, flush=True)
+        writing = threading.Thread(target=self._write_stacks, args=(text,), name="stacks", daemon=True)
+        writing.start()
+        writing.join(WRITE_SECONDS)
+
+    def _write_stacks(self, text: str) -> None:
         try:
             jsonlines.append_text(self._stacks, text + "\n")
         except Exception as error:  # that of a bucket need be no OSError
             logging.warning("%s could not be written: %s", self._stacks, error)
+
+    def _write_heartbeats(self) -> None:
+        ended = False
+        while not ended:
+            self._write_heartbeat()
+            ended = self._ended.wait(self._config.heartbeat_seconds)
+        self._write_heartbeat()  # how it ended
 
     def _write_heartbeat(self) -> None:
         entry = {
@@ -155,7 +178,7 @@ class Watchdog:
         }
         partial = self._heartbeat.with_name(f"{self._heartbeat.name}.partial")
         try:
-            partial.write_text(json.dumps(entry))
+            partial.write_text(json.dumps(entry) + "\n")
             partial.replace(self._heartbeat)
         except Exception as error:
             # A full disk, or a bucket that does not answer: the training may still be able to save itself.
