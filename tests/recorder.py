@@ -4,7 +4,8 @@
 
 RECORD.<process>.jsonl gets a line for every batch that is drawn: which start of the run drew it and the checkpoint that start had, the step,
 the rows, and the ids, with those that took the place of bad records; drawing takes RECORDER_SECONDS. While RECORD.unreadable is there,
-every read of a shard fails; while RECORD.full is there, every checkpoint meets a full disk.
+every read of a shard fails; while RECORD.full is there, every checkpoint meets a full disk. RECORD.met.jsonl says when a read failed so, and
+when a checkpoint could not be written for want of space, whether by such a file or on a disk that is full.
 """
 
 import errno
@@ -19,6 +20,7 @@ from orbax.checkpoint._src.path import atomicity
 
 from walt import command, jsonlines, train
 from walt.data import loader, records
+from walt.training import checkpoint
 from walt.training.folder import latest_step
 
 SECONDS = float(os.environ.get("RECORDER_SECONDS", "0"))
@@ -26,8 +28,10 @@ SECONDS = float(os.environ.get("RECORDER_SECONDS", "0"))
 
 def main(record, argv):
     record_batches(record)
-    break_reads(Path(f"{record}.unreadable"))
+    met = Path(f"{record}.met.jsonl")
+    break_reads(Path(f"{record}.unreadable"), met)
     break_saves(Path(f"{record}.full"))
+    record_full_disks(met)
     command.run(train.main, [train.__name__, *argv])
 
 
@@ -66,11 +70,12 @@ def used(self, step):
     return ids
 
 
-def break_reads(flag):
+def break_reads(flag, met):
     read = records._ShardReader.read
 
     def broken(self, position):
         if flag.exists():
+            jsonlines.append(met, [{"kind": "unreadable", "time": time.time()}])
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(self, position)
 
@@ -86,6 +91,17 @@ def break_saves(flag):
         return await finalize(self)
 
     atomicity.AtomicRenameTemporaryPath.finalize = broken
+
+
+def record_full_disks(met):
+    failed = checkpoint.Checkpoints._failed
+
+    def recorded(self, error):
+        if checkpoint.is_disk_full(error):
+            jsonlines.append(met, [{"kind": "full disk", "time": time.time()}])
+        return failed(self, error)
+
+    checkpoint.Checkpoints._failed = recorded
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def append(path: epath.PathLike, entries: Iterable[Mapping[str, Any]]) -> None:
 def append_text(path: epath.PathLike, text: str) -> None:
     """Adds whole lines to a file, or nothing at all; raises as `append` does."""
     path, added = epath.Path(path), text.encode()
-    if _is_in_bucket(path):  # where files cannot grow: opened to be appended to, they are overwritten
+    if is_in_bucket(path):  # where files cannot grow: opened to be appended to, they are overwritten
         before = path.read_bytes() if path.exists() else b""
         with _naming(path):
             path.write_bytes(before + _line_break(before[-1:]) + added)
@@ -48,7 +48,7 @@ def rewrite(path: epath.PathLike, entries: Iterable[Mapping[str, Any]]) -> None:
         return
     partial = path.with_name(f".{path.name}.partial")
     with _naming(path):
-        if _is_in_bucket(path):  # where a file is there once it is whole
+        if is_in_bucket(path):  # where a file is there once it is whole
             path.write_text(text)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def _lines(entries: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
-def _is_in_bucket(path: epath.Path) -> bool:
+def is_in_bucket(path: epath.Path) -> bool:
     return "://" in str(path)
 
 

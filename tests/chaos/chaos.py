@@ -6,7 +6,8 @@
 and consumed examples must be those of the clean run, to the bit. *elastic*: every start has another number of processes and devices, one of
 which is killed or told to end, and some records are corrupt for good; consumed and skipped examples must be those of the clean run on the
 same data, losses to `TOLERANCE`, and the parameters in the end to `UPDATES` of one update. In both, every start must begin at its checkpoint
-and leave out or repeat no step. The times are those of the seed; what the machine does meanwhile is not. Writes `report.json` and `report.txt`.
+and leave out or repeat no step. The times are those of the seed; what the machine does meanwhile is not. A fault was *met* if it hit a run that
+trained, broke a read, or cost a checkpoint: one that came while the program was imported proves less. Writes `report.json` and `report.txt`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import recorder
 import tiny
 import trainings
 
+from walt import jsonlines
 from walt.training.metrics import read_metrics
 from walt.training.preemption import PREEMPTED
 
@@ -54,6 +56,7 @@ BAD = (3, 7)  # records of the elastic schedule
 KINDS = {"exact": ("kill", "terminate", "stop", "full disk", "unreadable"), "elastic": ("kill", "terminate")}
 LONGEST_START = 600.0  # seconds to the first step, on a machine that is busy with other things
 LONGEST_JOIN = 90  # seconds that a process waits for the others to join
+NOTICED = 5.0  # seconds from a fault to what is noticed of it
 LONGEST_END = 120.0  # from the end of a job's first process to that of its last
 SETTINGS = {
     "training.num_steps": STEPS,
@@ -151,7 +154,7 @@ class Soak:
         self.report = {
             "schedule": schedule,
             "seed": seed,
-            "faults": {kind: {"injected": 0, "survived": 0} for kind in KINDS[schedule]},
+            "faults": {kind: {"injected": 0, "met": 0, "survived": 0} for kind in KINDS[schedule]},
             "minutes": 0.0,
             "rounds": 0,
             "starts": 0,
@@ -187,25 +190,29 @@ class Soak:
     def round(self, end: float) -> None:
         """One run to its end, with faults as long as there is time."""
         number = self.report["rounds"]
-        chance, injected = random.Random(f"{self.seed}/{self.schedule}/{number}"), Counter()
+        chance = random.Random(f"{self.seed}/{self.schedule}/{number}")
+        injected, met = Counter(), Counter()
         folder = self.folder / f"round{number}"
         disk = Disk(folder)
         if self.schedule == "exact":
             self.report["full_disk"] = "mounted" if disk.mounted else "injected: saves fail with ENOSPC"
         try:
-            failure = self.train(folder, disk, chance, injected, end) or self.compare(folder)
+            failure = self.train(folder, disk, chance, injected, met, end) or self.compare(folder)
         finally:
             disk.close()
         self.report["rounds"] += 1
         for kind, count in injected.items():
             self.report["faults"][kind]["injected"] += count
+            self.report["faults"][kind]["met"] += met[kind]
             self.report["faults"][kind]["survived"] += 0 if failure else count
         if failure:
             self.report["failures"].append(f"round {number}: {failure}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def train(self, folder: Path, disk: Disk, chance: random.Random, injected: Counter, end: float) -> str | None:
+    def train(
+        self, folder: Path, disk: Disk, chance: random.Random, injected: Counter, met: Counter, end: float
+    ) -> str | None:
         """Starts the run until it has finished; returns what went wrong."""
         while True:
             shape = chance.choice([(1, 1), (1, 2), (2, 1), (2, 2)]) if self.schedule == "elastic" else (1, 1)
@@ -214,7 +221,7 @@ class Soak:
             if self.schedule == "elastic":
                 counts, name = self.report["shapes"], "{} x {}".format(*shape)
                 counts[name] = counts.get(name, 0) + 1
-            hits, told = [], Counter()
+            hits, told, times = [], Counter(), []
             while job.runs() and (time.monotonic() < end or not injected):
                 anywhere = chance.random() < 0.25 and not hits  # in its start, or once it trains
                 job.wait(LONGEST_START, until=lambda job=job, anywhere=anywhere: anywhere or job.trains())
@@ -224,9 +231,13 @@ class Soak:
                     injected[hits[-1]] += 1
                     process = chance.choice([each for each in job.processes if each.poll() is None] or job.processes)
                     told[process.pid] += hits[-1] == "terminate"
+                    met[hits[-1]] += hits[-1] in ("kill", "terminate", "stop") and job.trains()
+                    began = time.time()
                     self.inject(hits[-1], process, job, disk, folder, chance)
+                    times.append((hits[-1], began, time.time()))
             found = job.ended()
             disk.free()
+            met.update(kind for kind, began, ended in times if self.was_met(folder, kind, began, ended))
             if max(process.seconds for process in found) > LONGEST_END:
                 return f"after {', '.join(hits) or 'nothing'}, a process went on alone"
             if all(process.status == 0 for process in found):
@@ -257,6 +268,13 @@ class Soak:
             flag.touch()
             job.wait(pause)
             flag.unlink()
+
+    @staticmethod
+    def was_met(folder: Path, kind: str, began: float, ended: float) -> bool:
+        """Whether something failed by such a fault, or a moment later, when it was noticed."""
+        record = folder / "examples.met.jsonl"
+        entries = jsonlines.read(record) if record.exists() else ()
+        return any(entry["kind"] == kind and began <= entry["time"] <= ended + NOTICED for entry in entries)
 
     @staticmethod
     def expected(kind: str, found: list[jobs.Ended]) -> bool:
@@ -339,7 +357,9 @@ def text(report: dict) -> str:
         f"seed {report['seed']}"
     ]
     for kind, count in report["faults"].items():
-        lines.append(f"  {kind:<12} {count['injected']:>4} injected, {count['survived']:>4} survived")
+        lines.append(
+            f"  {kind:<12} {count['injected']:>4} injected, {count['met']:>4} met, {count['survived']:>4} survived"
+        )
     for name, value in report.items():
         if name not in ("schedule", "seed", "minutes", "rounds", "starts", "faults", "failures"):
             lines.append(f"  {name}: {value}")

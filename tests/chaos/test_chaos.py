@@ -17,6 +17,7 @@ def test_half_a_minute_of_faults_changes_nothing(tmp_path):
     [report] = chaos.soak(0.5, ["exact"], seed=1, output=tmp_path / "soak")
     assert report["failures"] == [], chaos.text(report)
     injected = sum(count["injected"] for count in report["faults"].values())
+    assert sum(count["met"] for count in report["faults"].values()) >= 1
     assert injected >= 1 and injected == sum(count["survived"] for count in report["faults"].values())
     assert report["examples"]["lost"] == report["examples"]["repeated"] == report["arrays_differing"] == 0
     assert json.loads((tmp_path / "soak" / "report.json").read_text()) == [report]

@@ -159,7 +159,7 @@ def as_in_a_bucket(monkeypatch):
     """Orbax writes a save under its name, as it does where folders cannot be renamed at once."""
     for name in ("get_default_temporary_path_class", "get_item_default_temporary_path_class"):
         monkeypatch.setattr(atomicity_defaults, name, lambda *args, **kwargs: atomicity.CommitFileTemporaryPath)
-    monkeypatch.setattr(folder_of_checkpoints, "_in_bucket", lambda path: True)
+    monkeypatch.setattr(folder_of_checkpoints, "is_in_bucket", lambda path: True)
 
 
 def test_in_a_bucket_the_mark_tells_what_is_half_written(tmp_path, as_in_a_bucket):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from walt.config import ConfigError
+from walt.jsonlines import is_in_bucket
 from walt.training import checksums
 from walt.training.checksums import DamageError
 
@@ -164,12 +164,8 @@ def _marks(path: epath.Path) -> list[epath.Path]:
 
 def _is_damaged(entry: epath.Path, found: Found) -> bool:
     """Whether what is not whole was a checkpoint once, and is no remainder of a deletion, for those come when there are later ones."""
-    was_whole = entry.name.isdigit() and (not _in_bucket(entry) or (entry / COMMITTED).exists())
+    was_whole = entry.name.isdigit() and (not is_in_bucket(entry) or (entry / COMMITTED).exists())
     return was_whole and int(entry.name) > max(found.whole, default=-1)
-
-
-def _in_bucket(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
