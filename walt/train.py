@@ -5,7 +5,7 @@
 
 `--config` is a shipped name or a path to a config file (Python code: use only those you trust), with an optional
 `:variant`; `--config.a.b=value` replaces one value. A workdir that already holds a checkpoint is continued. Told to end (SIGTERM), it
-saves and ends with status 75: the same command goes on.
+saves and ends with status 75; Ctrl-C does so with status 130, and once more ends it at once. The same command goes on.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def test_a_run_that_rolled_back_is_resumed_without_the_batch(tmp_path):
 def test_the_processes_of_a_job_roll_back_together(tmp_path):
     settings = {"num_steps": 32, "anomalies": {"loss": "roll_back"}, "task": {"bad_loss_at": 25}}
     for process in jobs.run([linear.__file__, str(tmp_path / "run"), json.dumps(settings)], 2):
-        assert process.output.count("resuming") == 1
+        assert process.output.count("rolled back to step 20") == 1
     for index in range(2):
         [entry] = listed(tmp_path / "run", index)
         rows = range(25 * 16 + 8 * index, 25 * 16 + 8 * (index + 1))
