@@ -137,13 +137,30 @@ def test_a_newest_checkpoint_of_which_a_part_is_missing_is_damaged_and_not_passe
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     if missing == ".":
         path.mkdir()
-    message = "checkpoints/20 cannot be read: .*commit_success.txt is missing; it is damaged: move it .* of step 10$"
+    message = (
+        "checkpoints/20 cannot be read: .*commit_success.txt (is|are) missing; it is damaged: move it .* of step 10$"
+    )
     for use in (restore_parts, lambda workdir: linear.run(workdir, linear.make_config(num_steps=30))):
         with pytest.raises(CheckpointError, match=message):
             use(copied)
     assert restore_parts(copied, 10)[4] == 10
     shutil.rmtree(copied / "checkpoints" / "20")
     assert int(linear.run(copied, linear.make_config(num_steps=12)).step) == 12
+
+
+def test_a_checkpoint_that_is_deleted_as_a_later_one_appears_is_not_damaged(copied, monkeypatch):
+    folder, scan = copied / "checkpoints", folder_of_checkpoints.scan
+    (folder / "20").rename(copied / "later")
+    (folder / "10" / "commit_success.txt").unlink()
+
+    def meanwhile(workdir):
+        found = scan(workdir)
+        if (copied / "later").exists():
+            (copied / "later").rename(folder / "20")
+        return found
+
+    monkeypatch.setattr(folder_of_checkpoints, "scan", meanwhile)
+    folder_of_checkpoints.check_newest(copied)
 
 
 def test_what_a_deletion_has_left_of_an_older_one_is_no_damage(copied, caplog):

@@ -58,12 +58,13 @@ def check_newest(workdir: epath.PathLike) -> None:
     """`CheckpointError` if a checkpoint later than all whole ones is damaged: going on from one before it is not to happen silently. Of
     those before, one that lacks something may be what is left of a deletion.
     """
-    found = scan(workdir)
-    for entry in found.unfinished:
-        if _is_damaged(entry, found):
-            missing = next(mark for mark in _marks(entry) if not mark.exists()).relative_to(entry)
-            with reading(entry):
-                raise DamageError(f"{missing} is missing")
+    if not _damaged(scan(workdir)):
+        return
+    # A run that works here may have saved a later one meanwhile, and be deleting this one.
+    for entry in _damaged(scan(workdir)):
+        missing = [str(mark.relative_to(entry)) for mark in _marks(entry) if not mark.exists()]
+        with reading(entry):
+            raise DamageError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
 
 
 def recover(workdir: epath.PathLike) -> None:
@@ -80,10 +81,9 @@ def recover(workdir: epath.PathLike) -> None:
                 put_back(folder)
                 logging.warning("checkpoint %s was being replaced and is used again", proper)
         found = scan(workdir)
-        for entry in found.unfinished:
-            if not _is_damaged(entry, found):  # of that the run has told
-                logging.warning("removing %s, which an interruption has left", entry)
-                entry.rmtree()
+        for entry in set(found.unfinished) - set(_damaged(found)):
+            logging.warning("removing %s, which an interruption has left", entry)
+            entry.rmtree()
     multihost_utils.sync_global_devices("checkpoints recovered")
 
 
@@ -162,10 +162,10 @@ def _marks(path: epath.Path) -> list[epath.Path]:
     return [path / COMMITTED, *(path / item / COMMITTED for item in ITEMS)]
 
 
-def _is_damaged(entry: epath.Path, found: Found) -> bool:
-    """Whether what is not whole was a checkpoint once, and is no remainder of a deletion, for those come when there are later ones."""
-    was_whole = entry.name.isdigit() and (not is_in_bucket(entry) or (entry / COMMITTED).exists())
-    return was_whole and int(entry.name) > max(found.whole, default=-1)
+def _damaged(found: Found) -> list[epath.Path]:
+    """What is not whole but was once, and is no remainder of a deletion, for those come when there are later ones."""
+    later = [e for e in found.unfinished if e.name.isdigit() and int(e.name) > max(found.whole, default=-1)]
+    return [entry for entry in later if not is_in_bucket(entry) or (entry / COMMITTED).exists()]
 
 
 @contextlib.contextmanager
