@@ -9,6 +9,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from walt import experiment
 from walt.config import ConfigError, apply_overrides, load, to_config_dict
@@ -19,9 +20,10 @@ from walt.experiment import InitRules, card, provenance, stage1, stage2
 from walt.experiment.config import resolved
 from walt.generation.bundle import Bundle, BundleError, Component, encoder_checksum, write_bundle
 from walt.generation.sources import open_bundle
+from walt.training import checksums
 from walt.training.checkpoint import Checkpoints, Clock, stored_config
 from walt.training.checks import check_config
-from walt.training.folder import CheckpointError
+from walt.training.folder import ITEMS, CheckpointError
 from walt.training.state import TrainState
 
 
@@ -85,6 +87,13 @@ def start(monkeypatch, settings, workdir):
     return run(settings, workdir)
 
 
+def rewrite_config(workdir, change):
+    """Makes the config of a checkpoint another one, as if the run had saved that."""
+    [stored] = (workdir / "checkpoints").glob("*/config/metadata")
+    stored.write_text(change(stored.read_text()))
+    checksums.write(epath.Path(stored.parents[1]), ITEMS)
+
+
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_a_data_set_is_known_by_what_it_holds_and_not_by_where_it_lies(tmp_path, monkeypatch, data, stage):
     start(monkeypatch, make_experiment(stage, data[stage](0)), tmp_path / "run")
@@ -130,8 +139,7 @@ def test_a_tokenizer_that_is_missing_is_named(tmp_path, monkeypatch, data):
 def test_a_run_from_before_data_had_a_checksum_goes_on(tmp_path, monkeypatch, data):
     settings = make_experiment("diffusion", data["diffusion"](0))
     start(monkeypatch, settings, tmp_path)
-    stored = next((tmp_path / "checkpoints").glob("*/config/metadata"))
-    stored.write_text(stored.read_text().replace("data_checksum", "unknown_to_it"))
+    rewrite_config(tmp_path, lambda text: text.replace("data_checksum", "unknown_to_it"))
     assert any(line.startswith("data_checksum: (absent)") for line in start(monkeypatch, settings, tmp_path))
 
 
@@ -172,10 +180,11 @@ def test_a_run_records_where_it_comes_from_when_it_begins(tmp_path, monkeypatch,
     expected = {"recipe": "test", "clips": 8, "seed": 0, "commit": "of the start", "versions": {"jax": "1.2.3"}}
     assert card.training_of("run") == expected
 
-    stored = next((tmp_path / "run" / "checkpoints").glob("*/config/metadata"))
-    older = json.loads(stored.read_text())
-    older |= {"init_from": {"path": "mini"}, "data": {**older["data"], "path": "gone"}}
-    stored.write_text(json.dumps(older))
+    def older(text):
+        config = json.loads(text)
+        return json.dumps(config | {"init_from": {"path": "mini"}, "data": {**config["data"], "path": "gone"}})
+
+    rewrite_config(tmp_path / "run", older)
     (tmp_path / "run" / "environment.json").unlink()
     started_from = {"bundle": "mini"} | {key: open_bundle("mini").card[key] for key in ("commit", "training")}
     assert card.training_of("run") == {"started_from": started_from}, "what nobody can tell any more is left out"

@@ -32,7 +32,7 @@ def write(folder: epath.Path, items: Iterable[str]) -> None:
         sums = dict(zip(names, pool.map(lambda name: _sum(folder / name), names)))
     partial = folder / f"{FILE}.partial"
     partial.write_text(json.dumps(sums, indent=1))
-    partial.rename(folder / FILE)
+    partial.replace(folder / FILE)
 
 
 def complete(folder: epath.Path) -> bool:
