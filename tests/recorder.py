@@ -4,7 +4,7 @@
 
 RECORD.<process>.jsonl gets a line for every batch that is drawn: which start of the run drew it and the checkpoint that start had, the step,
 the rows, and the ids, with those that took the place of bad records; drawing takes RECORDER_SECONDS. While RECORD.unreadable is there,
-every read of a shard fails; while RECORD.full is there, every checkpoint meets a full disk. RECORD.met.jsonl says when a read failed so, and
+every read of a shard fails; while RECORD.full is there, every checkpoint meets a full disk. RECORD.met says when a read failed so, and
 when a checkpoint could not be written for want of space, whether by such a file or on a disk that is full.
 """
 
@@ -28,7 +28,7 @@ SECONDS = float(os.environ.get("RECORDER_SECONDS", "0"))
 
 def main(record, argv):
     record_batches(record)
-    met = Path(f"{record}.met.jsonl")
+    met = Path(f"{record}.met")
     break_reads(Path(f"{record}.unreadable"), met)
     break_saves(Path(f"{record}.full"))
     record_full_disks(met)

@@ -272,7 +272,7 @@ class Soak:
     @staticmethod
     def was_met(folder: Path, kind: str, began: float, ended: float) -> bool:
         """Whether something failed by such a fault, or a moment later, when it was noticed."""
-        record = folder / "examples.met.jsonl"
+        record = folder / "examples.met"
         entries = jsonlines.read(record) if record.exists() else ()
         return any(entry["kind"] == kind and began <= entry["time"] <= ended + NOTICED for entry in entries)
 

@@ -30,6 +30,19 @@ def test_two_minutes_of_other_devices_and_processes_lose_nothing(tmp_path):
     assert report["skipped"] and report["skipped_unlisted"] == 0 and report["rounds"] >= 1
 
 
+def test_what_a_fault_has_met_is_no_batch(tmp_path):
+    write(tmp_path / "examples", (0, [(0, [[1, -1]])]))
+    jsonlines.append(tmp_path / "examples.met", [{"kind": "unreadable", "time": 12.0}])
+    for kind, began, ended, met in (
+        ("unreadable", 11, 13, True),
+        ("unreadable", 5, 8, True),
+        ("unreadable", 13, 14, False),
+        ("full disk", 11, 13, False),
+    ):
+        assert chaos.Soak.was_met(tmp_path, kind, began, ended) is met
+    assert trainings.consumed(tmp_path / "examples")
+
+
 def write(record, *starts):
     """Of every start its checkpoint, and the steps and ids that it draws."""
     record.parent.mkdir(parents=True, exist_ok=True)
